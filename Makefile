@@ -1,0 +1,60 @@
+# chatkit: `make serve` and `make test` are all a new machine needs (Python 3.11 or newer, and make).
+SHELL      := /bin/bash
+PYTHON     ?= python3
+VENV       ?= .venv
+# Torch is installed first and alone: its builds differ by platform, so it cannot carry the lock's hashes.
+# A CPU-only build:  make install TORCH_FLAGS="--index-url <the CPU address that pytorch.org/get-started shows>"
+# A CUDA build:      make install TORCH_FLAGS="--index-url <the CUDA address shown there>"
+TORCH       ?= torch==2.13.0
+TORCH_FLAGS ?=
+BIN        := $(VENV)/bin
+STAMP      := $(VENV)/.installed
+
+.PHONY: help install serve test check lint type format docs lock bench test-gpu clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(STAMP): requirements.lock pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version 2>&1), chatkit needs Python 3.11 or newer; try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH_FLAGS) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+install: $(STAMP)  ## Virtual environment, the locked packages, chatkit itself
+
+serve: install  ## Default models, an index of these docs, then the service on http://127.0.0.1:8080
+	$(BIN)/chatkit models pull
+	$(BIN)/chatkit prepare-index --recipe docs
+	$(BIN)/chatkit serve
+
+check: install lint type  ## Lint, formatting and types
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install
+	$(BIN)/mypy
+
+format: install  ## Rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: check  ## Lint, types and the whole suite on real parts
+	$(BIN)/chatkit models pull
+	$(BIN)/python -m pytest
+
+bench: install  ## The long benchmarks; see benchmarks/README.md
+	$(BIN)/chatkit models pull
+	$(BIN)/chatkit bench engine --clients 1,8,16
+
+lock: install  ## Resolve pyproject.toml again into requirements.lock
+	$(BIN)/python scripts/lock.py
+
+clean:  ## Remove the virtual environment and caches of this checkout
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,1 @@
+"""Language models behind one seam, and where their files come from."""

@@ -1,0 +1,221 @@
+"""The seams: what a turn needs from a model, a moderator, a retriever, an encoder and a store. Knows no library."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from chatkit.conversation import Conversation
+from chatkit.types import (
+    Chunk,
+    Direction,
+    FinishReason,
+    Message,
+    ModerationResult,
+    Owner,
+    Passage,
+    SamplingParams,
+    Turn,
+    TurnStatus,
+    Usage,
+)
+
+
+class Generation(Protocol):
+    """One running generation: iterate it to the end; the last chunk has a `finish_reason`.
+
+    Raises (while iterating):
+        EngineFailed: the model stopped.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Yield chunks in order."""
+        ...
+
+    def cancel(self) -> None:
+        """Ask the model to stop; iteration then ends with `finish_reason="aborted"`. Safe from any task, twice too."""
+        ...
+
+
+class PromptFormat(Protocol):
+    """How a model wants its messages written."""
+
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """Strings that end a reply in this format."""
+        ...
+
+    def neutralise(self, text: str) -> str:
+        """Return `text` with every role marker of this format broken, so that it cannot forge a turn. Idempotent."""
+        ...
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt, ending where the assistant's words begin. Contents are already neutralised."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A language model behind any engine."""
+
+    @property
+    def name(self) -> str:
+        """What the model is called in answers and metrics."""
+        ...
+
+    @property
+    def context_window(self) -> int:
+        """Tokens of prompt and answer together that the model can hold."""
+        ...
+
+    @property
+    def format(self) -> PromptFormat:
+        """The prompt format the model was tuned on."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether a generation could start now; false for good after a failure of the engine."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens the model reads `text` as, markers of the format included."""
+        ...
+
+    def generate(self, prompt: str, sampling: SamplingParams) -> Generation:
+        """Start generating at once.
+
+        Raises:
+            Overloaded: the engine's queue is full.
+            EngineFailed: the engine has stopped.
+        """
+        ...
+
+
+class Moderator(Protocol):
+    """Judges text. A check that cannot run returns `unavailable=True` or raises; either counts as not safe."""
+
+    async def check(self, text: str, *, direction: Direction, before: str = "") -> ModerationResult:
+        """Judge `text`.
+
+        Args:
+            text: what is judged, of any length.
+            direction: which side of the turn it is on; the policy may differ.
+            before: text already released just before it, read for context but not judged alone.
+        """
+        ...
+
+
+class Retriever(Protocol):
+    """Finds passages."""
+
+    async def search(self, query: str, *, k: int) -> tuple[Passage, ...]:
+        """Return at most `k` passages above the retriever's cut-off, best first; none when nothing is relevant."""
+        ...
+
+
+class Encoder(Protocol):
+    """Turns texts into vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Length of one vector."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names weights, pooling and normalisation: equal fingerprints give comparable vectors."""
+        ...
+
+    async def encode(self, texts: Sequence[str]) -> Any:
+        """Return a (len(texts), dim) float32 numpy array of L2-normalised vectors, in the order of `texts`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """The right to finish one attempt of one turn."""
+
+    owner: Owner
+    session_id: str
+    seq: int
+    request_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """What `accept` decided.
+
+    Attributes:
+        ticket: to be handed to `finish`; None when `repeat` is set.
+        repeat: the finished turn that this request id already has.
+        session_id: of the accepted or repeated turn.
+    """
+
+    session_id: str
+    ticket: Ticket | None = None
+    repeat: Turn | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewTurn:
+    """A turn to be accepted: `pending`, or `blocked` when the message was refused (then without its text)."""
+
+    owner: Owner
+    session_id: str
+    request_id: str
+    user: str
+    user_length: int
+    status: TurnStatus = "pending"
+    opens_session: bool = False
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a pending turn ended."""
+
+    status: TurnStatus
+    finish_reason: FinishReason
+    assistant: str = ""
+    label: str | None = None
+    usage: Usage = Usage()
+    passages: tuple[Passage, ...] = ()
+
+
+class TurnStore(Protocol):
+    """Where turns live. Two writes a turn, accept and finish; each is durable when it returns."""
+
+    async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
+        """Return the newest `limit` turns in order; empty for an id of the caller's own that is not open yet.
+
+        Raises:
+            NotFound: the id starts with `s-` and names no session of this owner.
+            StoreFailed: the store could not be read.
+        """
+        ...
+
+    async def accept(self, turn: NewTurn) -> Accepted:
+        """Give the turn the next number, durably, or recognise it as a repeat.
+
+        A request id that ended aborted, or whose lease has run out, runs again under its old number with the next
+        attempt.
+
+        Raises:
+            Conflict: the request id is being answered now, or was used for another message.
+            NotFound: the session was removed meanwhile.
+            StoreFailed: the write was not acknowledged.
+        """
+        ...
+
+    async def renew(self, ticket: Ticket) -> None:
+        """Extend the lease of a pending turn."""
+        ...
+
+    async def finish(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Store how the turn ended, durably.
+
+        Raises:
+            Conflict: another attempt has taken the turn over.
+            StoreFailed: the write was not acknowledged.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The encoder, the index directory and how it is built and searched."""

@@ -1,0 +1,1 @@
+"""HTTP: one app, one module a protocol."""

@@ -1,0 +1,1 @@
+"""Wire schemas: each turns its protocol into a ChatRequest and events back."""

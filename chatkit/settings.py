@@ -1,0 +1,211 @@
+"""Every setting, in one frozen value read once: flags before environment before file before defaults."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from chatkit.errors import ConfigError
+
+ENV_PREFIX = "CHATKIT_"
+FILE_NAME = "chatkit.toml"
+
+
+class Secret(str):
+    """A string that does not print itself."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Hide the value."""
+        return "Secret('***')"
+
+
+def _setting(default: Any, text: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"help": text, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings: flag `--some-name`, variable `CHATKIT_SOME_NAME`, key `some_name` in chatkit.toml."""
+
+    home: Path = _setting(Path("~/.chatkit"), "Folder for indexes and sessions.")
+    models_dir: Path | None = _setting(None, "Model cache; <home>/models when not set.")
+
+    host: str = _setting("127.0.0.1", "Address to listen on; anything but loopback needs an API key.")
+    port: int = _setting(8080, "Port to listen on; 0 takes a free one.")
+    api_key: Secret | None = _setting(None, "Key that callers send as `Authorization: Bearer …`.", secret=True)
+    max_body_kb: int = _setting(256, "Largest request body, in KiB.")
+    drain_s: float = _setting(20.0, "Seconds that open turns get at shutdown.")
+
+    chat_model: str = _setting("default", "Chat model: a source (`models list` shows the forms) or `default`.")
+    encoder: str = _setting("default", "Encoder: a source or `default`.")
+    encoder_backend: Literal["openvino", "torch"] = _setting("openvino", "What runs the encoder.")
+    threads: int = _setting(0, "CPU threads for the engine; 0 takes all cores.")
+    kv_cache_gb: int = _setting(1, "Memory for the engine's key-value cache, in GiB.")
+    max_running: int = _setting(64, "Generations that run at once; more wait in the queue.")
+    max_queue: int = _setting(256, "Generations that may wait; more are refused with 503.")
+    prefix_cache: bool = _setting(True, "Reuse the cache of prompts that start alike.")
+
+    system_prompt: str = _setting(
+        "You are a helpful assistant. Answer in one or two short sentences.", "First message of every prompt."
+    )
+    max_new_tokens: int = _setting(256, "Length of a reply where the request names none, in tokens.")
+    deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
+    history_turns: int = _setting(64, "Newest turns read for a prompt.")
+
+    index: str = _setting("docs", "Name of the index to answer from; empty for none.")
+    k: int = _setting(3, "Passages looked up for a message.")
+    min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
+
+    policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")
+    gate: Literal["check_first", "stream_first", "final_only"] = _setting(
+        "check_first", "When output is let out: each window after its check, before it, or all at the end."
+    )
+    input_unavailable: Literal["refuse", "allow"] = _setting(
+        "refuse", "What a message gets whose check could not run; output is always refused then."
+    )
+    refusal: str = _setting("I cannot help with that.", "What stands in place of a blocked message or answer.")
+
+    def __post_init__(self) -> None:
+        """Expand paths and check what one field alone can say."""
+        object.__setattr__(self, "home", self.home.expanduser())
+        models = self.models_dir.expanduser() if self.models_dir else self.home / "models"
+        object.__setattr__(self, "models_dir", models)
+        _require(0 <= self.port <= 65535, "port", self.port, "a number from 0 to 65535")
+        _require(self.max_body_kb >= 1, "max_body_kb", self.max_body_kb, "at least 1")
+        _require(0 <= self.threads <= 1024, "threads", self.threads, "a number from 0 to 1024")
+        _require(self.kv_cache_gb >= 1, "kv_cache_gb", self.kv_cache_gb, "at least 1")
+        _require(1 <= self.max_running <= 4096, "max_running", self.max_running, "a number from 1 to 4096")
+        _require(self.max_queue >= 1, "max_queue", self.max_queue, "at least 1")
+        _require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "a number from 1 to 32768")
+        _require(self.deadline_s > 0, "deadline_s", self.deadline_s, "more than 0")
+        _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
+        _require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
+        _require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
+
+    @property
+    def models(self) -> Path:
+        """The model cache, resolved."""
+        return self.models_dir or self.home / "models"
+
+    @property
+    def indexes(self) -> Path:
+        """Where named indexes live."""
+        return self.home / "indexes"
+
+    @property
+    def database(self) -> Path:
+        """The SQLite session store."""
+        return self.home / "sessions.sqlite3"
+
+
+def _require(ok: bool, name: str, value: object, expected: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} is {value!r}, expected {expected}; set {ENV_PREFIX}{name.upper()} or {FILE_NAME}")
+
+
+def load_settings(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Settings:
+    """Read settings: flag, then environment, then file, then default.
+
+    Args:
+        flags: values given on the command line; None counts as not given.
+        environ: os.environ unless told.
+        file: a chatkit.toml; CHATKIT_CONFIG or ./chatkit.toml unless told.
+
+    Raises:
+        ConfigError: for an unknown name or a value that does not fit, naming both.
+    """
+    environ = os.environ if environ is None else environ
+    known = {f.name: f for f in fields(Settings)}
+    values = _from_file(_config_file(file, environ), known)
+    for name, spec in known.items():
+        raw = environ.get(ENV_PREFIX + name.upper())
+        if raw is not None and raw != "":
+            values[name] = _parse(spec, raw, f"{ENV_PREFIX}{name.upper()}")
+    for name, value in (flags or {}).items():
+        if value is not None:
+            values[name] = _parse(known[name], value, "--" + name.replace("_", "-"))
+    return Settings(**values)
+
+
+def _config_file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    named = file or (Path(environ[ENV_PREFIX + "CONFIG"]) if environ.get(ENV_PREFIX + "CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigError(f"the settings file {str(named)!r} does not exist; name another with --config")
+        return named
+    here = Path(FILE_NAME)
+    return here if here.is_file() else None
+
+
+def _from_file(file: Path | None, known: Mapping[str, Field[Any]]) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(file)!r} is not valid TOML: {error}") from error
+    for name in table:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "; docs/configuration.md lists the settings"
+            raise ConfigError(f"{str(file)!r} sets {name!r}, which is no setting{hint}")
+    return {name: _parse(known[name], value, f"{name} in {file}") for name, value in table.items()}
+
+
+def _parse(spec: Field[Any], raw: Any, where: str) -> Any:
+    """Convert one raw value to the field's type."""
+    kind, literals = _kind(spec)
+    try:
+        if literals and raw not in literals:
+            raise ValueError
+        if kind is bool:
+            return _boolean(raw)
+        if kind in (int, float) and isinstance(raw, bool):
+            raise ValueError
+        if kind is int and isinstance(raw, float) and not raw.is_integer():
+            raise ValueError
+        return kind(raw)
+    except (ValueError, TypeError):
+        expected = "one of " + ", ".join(map(repr, literals)) if literals else f"a value of type {kind.__name__}"
+        shown = "the value given" if spec.metadata["secret"] else repr(raw)
+        raise ConfigError(f"{where} is {shown}, expected {expected}") from None
+
+
+def _kind(spec: Field[Any]) -> tuple[type, tuple[str, ...]]:
+    """Return the plain type of a field and, for a Literal, its values."""
+    hint: Any = spec.type
+    if get_origin(hint) is Literal:
+        return str, get_args(hint)
+    options = [o for o in get_args(hint) if o is not type(None)]
+    return (options[0] if options else hint), ()
+
+
+def _boolean(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    word = str(raw).strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ValueError
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """Return (name, type, default, help) of every setting, in order: the source of the configuration page and flags."""
+    rows = []
+    for spec in fields(Settings):
+        kind, literals = _kind(spec)
+        default = "" if spec.default in (None, MISSING) else str(spec.default)
+        rows.append((spec.name, " | ".join(literals) or kind.__name__, default, spec.metadata["help"]))
+    return rows

@@ -1,0 +1,269 @@
+"""The values that travel through one chat turn. Frozen, validated once, and free of any library."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from chatkit.errors import InvalidRequest
+
+Role = Literal["system", "user", "assistant"]
+FinishReason = Literal["stop", "length", "deadline", "content_filter", "aborted"]
+TurnStatus = Literal["pending", "complete", "aborted", "blocked"]
+Direction = Literal["input", "output", "passage"]
+Action = Literal["allow", "annotate", "refuse"]
+
+# The five OpenChatKit labels, from harmless to grave. They are rater votes, not severities of harm.
+LABELS = (
+    "casual",
+    "possibly needs caution",
+    "probably needs caution",
+    "needs caution",
+    "needs intervention",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose sessions these are; part of every storage key."""
+
+    tenant: str = "default"
+    user: str = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One entry of a prompt."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A retrieved piece of one document.
+
+    Attributes:
+        id: stable across rebuilds of the same content.
+        text: the words themselves; empty where only the reference was kept.
+        start, end: character offsets of `text` in the document.
+        score: cosine to the query, higher is better.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    source: str = ""
+    section: str = ""
+    start: int = 0
+    end: int = 0
+    score: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next tokens are chosen.
+
+    Raises:
+        InvalidRequest: for a value out of range, naming it.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0  # 0 is greedy, anything above samples
+    top_p: float = 1.0
+    top_k: int = 0  # 0 keeps every token
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    stop_words: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check every bound once, so that no engine has to."""
+        _within("max_new_tokens", self.max_new_tokens, 1, 32768)
+        _within("temperature", self.temperature, 0.0, 2.0)
+        _within("top_p", self.top_p, 1e-6, 1.0)
+        _within("top_k", self.top_k, 0, 1_000_000)
+        _within("repetition_penalty", self.repetition_penalty, 0.1, 2.0)
+        if self.seed is not None:
+            _within("seed", self.seed, 0, 2**63 - 1)
+        if len(self.stop_words) > 16:
+            raise InvalidRequest(f"stop_words has {len(self.stop_words)} entries, at most 16 are taken")
+        for word in self.stop_words:
+            if not word or len(word) > 256:
+                raise InvalidRequest(f"stop word {word[:40]!r} has {len(word)} characters, expected 1 to 256")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise InvalidRequest(f"{name} is {value!r}, expected a number from {low} to {high}")
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalOptions:
+    """What one request asks of retrieval."""
+
+    enabled: bool = True
+    k: int = 3
+
+    def __post_init__(self) -> None:
+        """Check the bound."""
+        _within("k", self.k, 1, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One turn as asked for: what every edge turns its wire schema into.
+
+    Attributes:
+        session_id: None opens a new session with an id that the server makes.
+        request_id: the same id sent again is the same turn, never a second one.
+        client_request_id: whether the caller chose `request_id`, and so can ask again.
+        deadline_s: seconds after which the answer ends with what it has; None takes the service's own.
+    """
+
+    text: str
+    request_id: str
+    owner: Owner = field(default_factory=Owner)
+    session_id: str | None = None
+    client_request_id: bool = False
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModerationResult:
+    """What one check said.
+
+    Attributes:
+        flagged: the policy refuses this text.
+        label: one of LABELS; None when the check could not run.
+        scores: category → probability in 0..1.
+        unavailable: the check could not run; never to be read as safe.
+    """
+
+    flagged: bool
+    action: Action = "allow"
+    label: str | None = "casual"
+    category: str | None = None
+    scores: dict[str, float] = field(default_factory=dict)
+    unavailable: bool = False
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the model's own tokenizer counts them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What a model yields.
+
+    Attributes:
+        text: whole characters; may be empty.
+        tokens: how many tokens the model made for this chunk, those without text yet included.
+        finish_reason: set on the last chunk only.
+        prompt_tokens: set on the last chunk.
+    """
+
+    text: str
+    tokens: int = 0
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One user message and what answers it, as stored.
+
+    Attributes:
+        seq: position in the session, from 1, without holes.
+        attempt: counts runs of the same request; a late finish of an older attempt fails.
+        user: empty for a refused message: only its length is kept.
+        label: the moderation label of a blocked turn.
+        blocked: which side was blocked, None otherwise.
+        passages: references only, their text is not stored.
+    """
+
+    seq: int
+    request_id: str
+    attempt: int
+    status: TurnStatus
+    user: str
+    assistant: str = ""
+    finish_reason: FinishReason | None = None
+    blocked: Direction | None = None
+    label: str | None = None
+    user_length: int = 0
+    usage: Usage = field(default_factory=Usage)
+    passages: tuple[Passage, ...] = ()
+    created_at: float = 0.0
+
+
+# The events of a turn, in order: TurnStarted, Retrieved, TextDelta…, Replace?, then Reply or Error.
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """The turn is accepted: these ids name it from now on."""
+
+    session_id: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """The passages that the prompt holds."""
+
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text that the release gate has let out."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replace:
+    """Whatever was shown so far is withdrawn; this refusal stands in its place."""
+
+    text: str
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The turn is stored and this is its result.
+
+    Attributes:
+        timings: seconds by stage: moderation_input, retrieval, accept, first_token, first_delta, generation, total.
+        dropped_turns: how many of the oldest turns did not fit the prompt.
+        replayed: the answer comes from the store, the request was a repeat.
+    """
+
+    text: str
+    session_id: str
+    request_id: str
+    seq: int
+    finish_reason: FinishReason
+    passages: tuple[Passage, ...] = ()
+    usage: Usage = field(default_factory=Usage)
+    timings: dict[str, float] = field(default_factory=dict)
+    moderation_input: ModerationResult | None = None
+    moderation_output: ModerationResult | None = None
+    dropped_turns: int = 0
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """The turn ended without a stored result; `error` says why."""
+
+    error: Exception
+
+
+Event = TurnStarted | Retrieved | TextDelta | Replace | Reply | Error

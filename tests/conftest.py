@@ -1,0 +1,29 @@
+"""Shared parts of the suite: real models from the model cache, a home folder of its own for every test."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Read before any test changes the environment: where `chatkit models pull` put the default models.
+MODELS = Path(os.environ.get("CHATKIT_MODELS_DIR", "~/.chatkit/models")).expanduser()
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    return MODELS
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch) -> None:
+    """No test reads or writes the user's own home, settings or variables; only the model cache is shared."""
+    for name in list(os.environ):
+        if name.startswith("CHATKIT_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CHATKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CHATKIT_MODELS_DIR", str(MODELS))
