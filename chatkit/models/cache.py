@@ -1,0 +1,274 @@
+"""The model cache: one entry folder a source, landed whole or not at all, with a receipt that says what is in it."""
+
+import errno
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from chatkit.errors import BrokenModel, ModelError, Offline
+
+RECEIPT = "receipt.json"
+DERIVED = "derived"
+WORK = ".pulling"
+RESUMABLE = "hf-"
+# What a model may consist of. Anything else is left behind: pickled weights run code when they are read.
+SAFE_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja"})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_CHUNK = 1 << 20
+
+
+class Progress(Protocol):
+    """Who is told how a pull goes."""
+
+    def note(self, line: str) -> None:
+        """Take one line for the reader."""
+        ...
+
+    def received(self, name: str, done: int, total: int | None) -> None:
+        """Take how many bytes of `name` have arrived; `total` is None while unknown."""
+        ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def note(self, line: str) -> None:
+        """Drop the line."""
+
+    def received(self, name: str, done: int, total: int | None) -> None:
+        """Drop the figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedFile:
+    """One file of a pulled model.
+
+    Attributes:
+        path: relative to the entry folder, with forward slashes.
+        verified: its hash was compared with a published one.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was pulled into an entry folder.
+
+    Attributes:
+        model: the file or folder to open, relative to the entry folder.
+        revision: the commit that a moving name stood for.
+    """
+
+    source: str
+    model: str
+    files: tuple[CachedFile, ...]
+    licence: str = ""
+    revision: str = ""
+    page: str = ""
+    pulled_at: float = 0.0
+
+    @property
+    def bytes(self) -> int:
+        """The size of all files together."""
+        return sum(file.bytes for file in self.files)
+
+    @property
+    def verified(self) -> bool:
+        """Whether every file was compared with a published hash."""
+        return all(file.verified for file in self.files)
+
+
+def read_receipt(entry: Path) -> Receipt | None:
+    """Return the receipt of an entry folder, None where there is none.
+
+    Raises:
+        BrokenModel: the receipt cannot be read as one.
+    """
+    try:
+        table = json.loads((entry / RECEIPT).read_text(encoding="utf-8"))
+        return Receipt(**{**table, "files": tuple(CachedFile(**file) for file in table["files"])})
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError) as error:
+        raise BrokenModel(
+            f"{str(entry / RECEIPT)!r} is not a receipt ({error}); pull the model with --force"
+        ) from error
+
+
+def size_fault(entry: Path, receipt: Receipt) -> str:
+    """Return how the files differ from the receipt, "" where none does.
+
+    Sizes only: hashing is for the pull, a start must not read 100 MB to open 100 MB.
+    """
+    for file in receipt.files:
+        path = entry / file.path
+        actual = path.stat().st_size if path.is_file() else None
+        if actual != file.bytes:
+            state = "is missing" if actual is None else f"has {actual} bytes"
+            return f"{str(path)!r} {state}, expected {file.bytes} bytes"
+    return ""
+
+
+def relative(name: str) -> str:
+    """Return `name` when it is a plain relative path inside an archive or repository.
+
+    Raises:
+        ModelError: for a name that would be written outside its folder.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]:
+        raise ModelError(f"the file name {name!r} leaves its folder; this archive or repository is not to be trusted")
+    return str(PurePosixPath(name))
+
+
+def is_safe(name: str) -> bool:
+    """Whether a file of this name is of a kind that reading cannot turn into running."""
+    return PurePosixPath(name).suffix.lower() in SAFE_SUFFIXES
+
+
+def copy_hashed(stream: IO[bytes], path: Path) -> tuple[int, str]:
+    """Write `stream` to `path`, through to the disk, and return its bytes and SHA-256."""
+    digest, size = sha256(), 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as out:
+        while block := stream.read(_CHUNK):
+            out.write(block)
+            digest.update(block)
+            size += len(block)
+        out.flush()
+        os.fsync(out.fileno())
+    return size, digest.hexdigest()
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Check that `needed` bytes fit.
+
+    Raises:
+        ModelError: they do not.
+    """
+    if shutil.disk_usage(folder).free < needed:
+        raise full_disk(folder, needed)
+
+
+def full_disk(folder: Path, needed: int | None) -> ModelError:
+    """Return the error for a disk without room; `needed` is None where the size was never announced."""
+    wanted = f"{needed} bytes" if needed is not None else "more than that"
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    return ModelError(
+        f"no room in {str(folder)!r}: the pull needs {wanted}, {free} bytes are free; "
+        "free some or set CHATKIT_MODELS_DIR to another disk"
+    )
+
+
+@contextmanager
+def disk_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
+    """Turn a full or read-only disk into a ModelError that names the folder."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise full_disk(folder, needed) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ModelError(
+                f"{str(folder)!r} cannot be written; set CHATKIT_MODELS_DIR to a folder of yours"
+            ) from error
+        raise
+
+
+@contextmanager
+def one_at_a_time(models_dir: Path, *, timeout: float, progress: Progress) -> Iterator[None]:
+    """Hold the cache's lock, so that one process pulls and the others find what it brought.
+
+    Raises:
+        ModelError: another pull held it for `timeout` seconds.
+    """
+    from filelock import FileLock, Timeout
+
+    models_dir.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(models_dir / ".lock"), models_dir / ".lock.pid"
+    try:
+        lock.acquire(timeout=min(timeout, 0.2))
+    except Timeout:
+        progress.note(f"waiting for another pull (pid {_pid(holder)})")
+        try:
+            lock.acquire(timeout=max(timeout - 0.2, 0.0), poll_interval=0.1)
+        except Timeout:
+            raise ModelError(
+                f"another pull (pid {_pid(holder)}) still holds {str(models_dir)!r} after {timeout:g} s; "
+                "wait for it or give more --timeout"
+            ) from None
+    try:
+        holder.write_text(str(os.getpid()), encoding="ascii")
+        yield
+    finally:
+        lock.release()
+
+
+def _pid(holder: Path) -> str:
+    try:
+        return holder.read_text(encoding="ascii") or "unknown"
+    except FileNotFoundError:
+        return "unknown"
+
+
+@contextmanager
+def workspace(models_dir: Path, name: str) -> Iterator[Path]:
+    """Give a folder on the cache's own disk for one pull; call it under the lock.
+
+    What killed pulls left is removed first. Names that start RESUMABLE are kept, also when the network goes away: the
+    next pull of the same source goes on from there.
+    """
+    root = models_dir / WORK
+    work = root / name
+    resumable = name.startswith(RESUMABLE)
+    for left in root.glob("*"):
+        if not left.name.startswith(RESUMABLE):
+            shutil.rmtree(left, ignore_errors=True)
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        yield work
+    except (Offline, KeyboardInterrupt):
+        if not resumable:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def land(work: Path, entry: Path, receipt: Receipt) -> None:
+    """Make `work/entry` the entry folder, in one rename, replacing what was there."""
+    fresh = work / "entry"
+    stamped = {**asdict(receipt), "pulled_at": round(time.time(), 3)}
+    with (fresh / RECEIPT).open("w", encoding="utf-8") as out:
+        json.dump(stamped, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    for folder in [fresh, *(path for path in fresh.rglob("*") if path.is_dir())]:
+        _sync(folder)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    if entry.exists():
+        entry.rename(work / "old")
+    fresh.rename(entry)
+    _sync(entry.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
