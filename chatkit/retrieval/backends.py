@@ -113,7 +113,7 @@ def _convert(checkpoint: Checkpoint, folder: Path) -> Path:
         # Tracing warns of its own deprecation and of constants; the probe below checks what it made.
         warnings.simplefilter("ignore")
         example = {"input_ids": probe, "attention_mask": mask}
-        graph = openvino.convert_model(module, example_input=example, input=inputs)
+        graph = _quietly(lambda: openvino.convert_model(module, example_input=example, input=inputs))
         expected = module(probe[:, :4], mask[:, :4]).numpy()
     got = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     agreement = float((got([probe[:, :4].numpy(), mask[:, :4].numpy()])[0] * expected).sum(axis=1).min())

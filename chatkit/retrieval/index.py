@@ -1,0 +1,86 @@
+"""Searching an index directory."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chatkit.errors import IndexMismatch
+from chatkit.protocols import Encoder
+from chatkit.retrieval import layout, writing
+from chatkit.retrieval.manifest import FILE, Manifest, broken
+from chatkit.types import Passage
+
+# Searches that run beside each other; each is short and Faiss lets go of the interpreter.
+_THREADS = 2
+
+
+class VectorIndex:
+    """One open version of an index; implements `protocols.Retriever`.
+
+    Searches run in threads of its own, and go on in this version when a newer one is built.
+    """
+
+    def __init__(self, manifest: Manifest, vectors: Any, passages: Any, encoder: Encoder, min_score: float) -> None:
+        self.manifest = manifest
+        self._vectors = vectors
+        self._passages = passages
+        self._encoder = encoder
+        self._min_score = min_score
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
+
+    @classmethod
+    def open(cls, folder: Path, encoder: Encoder, *, min_score: float) -> "VectorIndex":
+        """Open the live version of the index in `folder`, or the version that `folder` itself is.
+
+        Args:
+            folder: `<indexes>/<name>`, or a version in it.
+            encoder: the one the index was built with.
+            min_score: cosine under which a passage is not relevant.
+
+        Raises:
+            BadIndex: there is no index.
+            IndexMismatch: it was built with another encoder.
+            BrokenIndex: a file is missing or was changed.
+            MissingExtra: faiss is not installed.
+        """
+        if not (folder / FILE).is_file():
+            folder = folder / layout.IndexFolder(folder.parent, folder.name).current()
+        manifest = Manifest.read(folder)
+        if manifest.fingerprint != encoder.fingerprint:
+            raise IndexMismatch(
+                f"the index {manifest.name!r} was built with the encoder {manifest.fingerprint!r}, but the one in use "
+                f"is {encoder.fingerprint!r}; build it again with: chatkit prepare-index SOURCE… --name {manifest.name}"
+            )
+        manifest.verify(folder)
+        vectors, passages = writing.read_vectors(folder), writing.read_passages(folder)
+        if not vectors.ntotal == passages.num_rows == manifest.passages or vectors.d != manifest.dim:
+            raise broken(folder / FILE, "counts other vectors or passages than the files hold")
+        return cls(manifest, vectors, passages, encoder, min_score)
+
+    def __len__(self) -> int:
+        """Return the number of passages."""
+        return self.manifest.passages
+
+    async def search(self, query: str, *, k: int) -> tuple[Passage, ...]:
+        """Return at most `k` passages with a cosine of `min_score` or more, best first; none for a blank query."""
+        if not query.strip():
+            return ()
+        vectors: NDArray[np.float32] = await self._encoder.encode([query])
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._nearest, vectors, k)
+
+    def close(self) -> None:
+        """Let running searches end and stop the threads."""
+        self._threads.shutdown()
+
+    def _nearest(self, vectors: NDArray[np.float32], k: int) -> tuple[Passage, ...]:
+        scores, rows = self._vectors.search(vectors, min(k, self.manifest.passages))
+        hits = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
+        return tuple(self._passage(row, score) for score, row in hits if row >= 0 and score >= self._min_score)
+
+    def _passage(self, row: int, score: float) -> Passage:
+        columns: dict[str, Any] = self._passages.slice(row, 1).to_pylist()[0]
+        return Passage(**columns, score=score)

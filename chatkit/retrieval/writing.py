@@ -1,0 +1,89 @@
+"""The two large files of an index: Faiss vectors and a Parquet table of passages, row by row the same order."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chatkit.errors import MissingExtra
+from chatkit.retrieval.checkpoint import sha256_of
+from chatkit.retrieval.chunking import Chunk
+from chatkit.retrieval.manifest import FileEntry, broken
+
+VECTORS = "vectors.faiss"
+PASSAGES = "passages.parquet"
+
+
+def import_faiss() -> Any:
+    """Return the module.
+
+    Raises:
+        MissingExtra: neither faiss-cpu nor faiss-gpu is installed.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingExtra("faiss", "cpu") from error
+    return faiss
+
+
+def write_files(folder: Path, chunks: list[Chunk], vectors: NDArray[np.float32]) -> dict[str, FileEntry]:
+    """Write both files durably and return their entries for the manifest.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    faiss = import_faiss()
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    # Written by hand: Faiss reports a full disk only for some of its writes.
+    (folder / VECTORS).write_bytes(faiss.serialize_index(index).data)
+    _write_passages(folder / PASSAGES, chunks)
+    return {name: _entry(folder / name) for name in (VECTORS, PASSAGES)}
+
+
+def read_vectors(folder: Path) -> Any:
+    """Open the Faiss index, memory-mapped, so that several workers share its pages.
+
+    Raises:
+        BrokenIndex: Faiss cannot read the file.
+    """
+    faiss = import_faiss()
+    try:
+        return faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+    except RuntimeError as error:
+        raise broken(folder / VECTORS, f"cannot be read by Faiss ({str(error).strip()[:200]})") from error
+
+
+def read_passages(folder: Path) -> Any:
+    """Open the table of passages as an Arrow table.
+
+    Raises:
+        BrokenIndex: the file is no Parquet.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(str(folder / PASSAGES), memory_map=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise broken(folder / PASSAGES, f"cannot be read as Parquet ({error})") from error
+
+
+def _write_passages(file: Path, chunks: list[Chunk]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    text = ("id", "source", "title", "section", "text")
+    columns: dict[str, Any] = {name: pyarrow.array([getattr(c, name) for c in chunks], "string") for name in text}
+    columns |= {name: pyarrow.array([getattr(c, name) for c in chunks], "int64") for name in ("start", "end")}
+    pyarrow.parquet.write_table(pyarrow.table(columns), str(file), compression="zstd")
+
+
+def _entry(file: Path) -> FileEntry:
+    """Flush a file to the disk and describe it."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+    return FileEntry(file.stat().st_size, sha256_of(file))
