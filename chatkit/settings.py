@@ -4,7 +4,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -86,6 +86,10 @@ class Settings:
         _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
         _require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         _require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
+
+    def without_index(self) -> "Settings":
+        """Return the same settings, answering from the model alone."""
+        return replace(self, index="")
 
     @property
     def models(self) -> Path:

@@ -1,0 +1,50 @@
+"""`chatkit serve`."""
+
+import asyncio
+import contextlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chatkit.cli import setting_options
+from chatkit.settings import load_settings
+
+
+@click.command()
+@setting_options(
+    "host",
+    "port",
+    "api_key",
+    "index",
+    "policy",
+    "gate",
+    "chat_model",
+    "encoder",
+    "encoder_backend",
+    "threads",
+    "kv_cache_gb",
+    "max_running",
+    "max_queue",
+    "max_new_tokens",
+    "deadline_s",
+)
+def serve(config: str | None, flags: dict[str, Any]) -> None:
+    r"""Answer over HTTP until stopped.
+
+    \b
+    chatkit serve
+    chatkit serve --port 9000 --index handbook
+    curl localhost:8080/invocations -d '{"inputs": "What does chatkit do?"}'
+
+    GET /ping answers 503 while the models load and 200 from then on. Ctrl-C or SIGTERM lets open turns end first.
+    """
+    from chatkit.server import run
+
+    settings = load_settings(flags, file=Path(config) if config else None)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    listener = run.bind(settings)
+    click.echo("loading the models …", err=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(run.serve(settings, listener, lambda line: click.echo(line, err=True)))

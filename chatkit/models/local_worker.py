@@ -1,0 +1,164 @@
+"""The process that owns the OpenVINO pipeline of the `local` engine.
+
+It has a process of its own because `ContinuousBatchingPipeline.step` keeps Python's interpreter lock: in the service's
+process every step would stop the event loop (docs/decisions/0002). Commands come as JSON lines on stdin, events leave
+as JSON lines on stdout; the end of stdin is the end of the process.
+
+Commands: {"add": id, "ids": […], "config": {…}} · {"cancel": id}
+Events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} · {"refused": id, "why": …} · {"fatal": …}
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from typing import Any, TextIO
+
+# Ends of a generation, by the engine's own names.
+_REASONS = {"STOP": "stop", "LENGTH": "length"}
+
+
+class Worker:
+    """Steps the pipeline while there is work and reports each step in one line."""
+
+    def __init__(self, pipeline: Any, commands: "queue.SimpleQueue[dict[str, Any] | None]", events: TextIO) -> None:
+        self._pipeline = pipeline
+        self._commands = commands
+        self._events = events
+        self._running: dict[int, Any] = {}
+
+    def run(self) -> None:
+        """Work until stdin ends."""
+        while self._take_commands():
+            if self._running:
+                self._pipeline.step()
+                self._report()
+
+    def _take_commands(self) -> bool:
+        """Apply what has come; wait when idle. False at the end."""
+        while True:
+            try:
+                command = self._commands.get(block=not self._running)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            if "add" in command:
+                self._add(command["add"], command["ids"], command["config"])
+            else:
+                self._cancel(command["cancel"])
+
+    def _add(self, number: int, ids: list[int], config: dict[str, Any]) -> None:
+        import numpy
+        import openvino
+
+        try:
+            tensor = openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
+            self._running[number] = self._pipeline.add_request(number, tensor, generation_config(config))
+        except RuntimeError as error:
+            self._send({"refused": number, "why": str(error).strip().splitlines()[-1][:200]})
+
+    def _cancel(self, number: int) -> None:
+        handle = self._running.pop(number, None)
+        if handle is not None:
+            handle.cancel()
+            if not self._running and self._pipeline.has_non_finished_requests():
+                self._pipeline.step()  # a cancelled request gives its memory back in the next step
+
+    def _report(self) -> None:
+        rows = []
+        for number, handle in list(self._running.items()):
+            tokens: list[int] = []
+            reason = None
+            if handle.can_read():
+                for output in handle.read().values():
+                    tokens += output.generated_ids
+                    reason = _REASONS.get(output.finish_reason.name)
+            if reason is None and handle.get_status().name != "RUNNING":
+                reason = "ignored"
+            if reason is not None:
+                del self._running[number]
+            if tokens or reason:
+                rows.append([number, tokens, reason])
+        if rows:
+            self._send({"step": rows})
+
+    def _send(self, event: dict[str, Any]) -> None:
+        self._events.write(json.dumps(event, separators=(",", ":")) + "\n")
+        self._events.flush()
+
+
+def generation_config(config: dict[str, Any]) -> Any:
+    """Return the engine's form of sampling settings; a temperature of 0 is greedy."""
+    import openvino_genai
+
+    made = openvino_genai.GenerationConfig()
+    made.max_new_tokens = config["max_new_tokens"]
+    made.repetition_penalty = config["repetition_penalty"]
+    made.stop_token_ids = set(config["eos_ids"])
+    made.eos_token_id = config["eos_ids"][0]
+    made.do_sample = config["temperature"] > 0
+    if made.do_sample:
+        made.temperature = config["temperature"]
+        made.top_p = config["top_p"]
+        if config["top_k"]:
+            made.top_k = config["top_k"]
+        if config["seed"] is not None:
+            made.rng_seed = config["seed"] % 2**32
+    if config["stop_words"]:
+        # The text is cut by the service, the same for every engine; here they only save steps.
+        made.stop_strings = set(config["stop_words"])
+        made.include_stop_str_in_output = True
+    return made
+
+
+def open_pipeline(options: dict[str, Any]) -> Any:
+    """Load the converted model."""
+    import openvino_genai
+
+    scheduler = openvino_genai.SchedulerConfig()
+    scheduler.cache_size = options["kv_cache_gb"]
+    scheduler.max_num_seqs = options["max_running"]
+    scheduler.enable_prefix_caching = options["prefix_cache"]
+    properties: dict[str, Any] = {}
+    if options["threads"]:
+        properties["INFERENCE_NUM_THREADS"] = options["threads"]
+    return openvino_genai.ContinuousBatchingPipeline(options["model"], scheduler, options["device"], properties)
+
+
+def _read_commands(stream: TextIO, commands: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
+    for line in stream:
+        commands.put(json.loads(line))
+    commands.put(None)
+
+
+def main() -> int:
+    """Load, say so, work; a failure is the last event."""
+    options = json.loads(sys.argv[1])
+    # Libraries may print: what they print must not reach the event stream.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle; it closes stdin when done
+    sys.setswitchinterval(0.0005)  # the reader of commands should not wait long for a turn
+    try:
+        pipeline = open_pipeline(options)
+        commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        worker = Worker(pipeline, commands, events)
+        events.write('{"ready":true}\n')
+        events.flush()
+        threading.Thread(target=_read_commands, args=(sys.stdin, commands), daemon=True).start()
+        worker.run()
+    except BrokenPipeError:
+        return 0  # the service is gone
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        events.write(json.dumps({"fatal": lines[-1][:300] if lines else "unknown"}) + "\n")
+        events.flush()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Prompts: turns, passages and a token budget in, one string out. Pure; knows no model, no store and no clock.
+
+Order: system message and history first, byte for byte the same from turn to turn so that prefix caches hit, then the
+passages of this turn, then the message. Whatever comes from outside has its role markers broken.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chatkit.conversation import messages
+from chatkit.errors import BrokenModel, TooLarge
+from chatkit.protocols import PromptFormat
+from chatkit.types import Message, Passage, Turn
+
+# After a drop the history fills this part of its room, so that the prefix then holds for several turns (DESIGN §2.10).
+KEEP_AFTER_DROP = 0.6
+# Passages may take this part of what the system message and the message leave free.
+PASSAGE_SHARE = 0.5
+
+PASSAGE_HEADER = "Answer from these sources. If they do not hold the answer, say so."
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt and what went into it.
+
+    Attributes:
+        tokens: length as the model's tokenizer counts it.
+        passages: those that fitted, best first.
+        dropped_turns: complete turns left out, the oldest ones.
+    """
+
+    text: str
+    tokens: int
+    passages: tuple[Passage, ...] = ()
+    dropped_turns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenChatKitFormat:
+    """`<human>: …` and `<bot>: …` lines, as GPT-NeoXT-Chat-Base and its kin were tuned on."""
+
+    stop_words: tuple[str, ...] = ("<human>", "\n<bot>:")
+
+    def neutralise(self, text: str) -> str:
+        """Return `text` with `<human>` and `<bot>` written `<human >` and `<bot >`."""
+        return re.sub(r"<(human|bot)>", r"<\1 >", text, flags=re.IGNORECASE)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt, ending in `<bot>:` without a space."""
+        lines = []
+        for message in messages:
+            match message.role:
+                case "system":
+                    lines.append(f"{message.content}\n\n")
+                case "user":
+                    lines.append(f"<human>: {message.content}\n")
+                case "assistant":
+                    lines.append(f"<bot>: {message.content}\n")
+        return "".join(lines) + "<bot>:"
+
+
+class ChatTemplateFormat:
+    """A model's own chat template, in Jinja, run in a sandbox.
+
+    Args:
+        template: the template's source.
+        special_tokens: every string that the tokenizer reads as a control token.
+        bos_token, eos_token: given to the template, which may print them.
+
+    Raises:
+        BrokenModel: the template cannot be read or run.
+    """
+
+    def __init__(
+        self, template: str, *, special_tokens: Sequence[str] = (), bos_token: str = "", eos_token: str = ""
+    ) -> None:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
+        try:
+            self._template = environment.from_string(template)
+        except TemplateError as error:
+            raise BrokenModel(f"the model's chat template cannot be read: {error}") from error
+        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
+        self._markers = tuple(sorted({t for t in special_tokens if t.strip()}, key=len, reverse=True))
+        self.stop_words: tuple[str, ...] = ()
+        self._system_anywhere = self._takes_system_after_history()
+
+    def neutralise(self, text: str) -> str:
+        """Return `text` with a space put after the first character of every control token."""
+        found = True
+        while found:
+            found = False
+            for marker in self._markers:
+                if marker in text:
+                    text = text.replace(marker, _broken(marker))
+                    found = True
+        return text
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the prompt; where a template takes one system message only, a later one opens the next message."""
+        if not self._system_anywhere:
+            messages = _fold_systems(messages)
+        return self._run(messages)
+
+    def _run(self, messages: Sequence[Message]) -> str:
+        from jinja2 import TemplateError
+
+        entries = [{"role": m.role, "content": m.content} for m in messages]
+        try:
+            return self._template.render(messages=entries, add_generation_prompt=True, **self._tokens)
+        except TemplateError as error:
+            raise BrokenModel(f"the model's chat template refused the messages: {error}") from error
+
+    def _takes_system_after_history(self) -> bool:
+        """Whether a system message after the history comes out, once, where it stands."""
+        probe = [Message("system", "s1"), Message("user", "u1"), Message("assistant", "a1")]
+        try:
+            text = self._run([*probe, Message("system", "s2"), Message("user", "u2")])
+        except BrokenModel:
+            return False
+        places = [text.find(word) for word in ("s1", "u1", "a1", "s2", "u2")]
+        return places == sorted(places) and min(places) >= 0
+
+
+def _broken(marker: str) -> str:
+    spaced = f"{marker[0]} {marker[1:]}"
+    return "" if marker in spaced else spaced
+
+
+def _refuse(reason: str) -> Any:
+    from jinja2 import TemplateError
+
+    raise TemplateError(reason)
+
+
+def _fold_systems(messages: Sequence[Message]) -> list[Message]:
+    """Put every system message but the first in front of the message that follows it."""
+    folded: list[Message] = []
+    waiting = ""
+    for at, message in enumerate(messages):
+        if message.role == "system" and at > 0:
+            waiting += message.content + "\n\n"
+        else:
+            folded.append(Message(message.role, waiting + message.content))
+            waiting = ""
+    return folded
+
+
+def build_prompt(
+    form: PromptFormat,
+    count: Callable[[str], int],
+    *,
+    system: str,
+    turns: Sequence[Turn],
+    passages: Sequence[Passage],
+    text: str,
+    window: int,
+    reserve: int,
+) -> Prompt:
+    """Return the prompt for `text`, at most `window - reserve` tokens long.
+
+    Args:
+        form: the model's prompt format.
+        count: tokens of a string, control tokens of the format read as such.
+        system: first message, the operator's own words; empty for none.
+        turns: complete turns, oldest first.
+        passages: best first; those that do not fit are left out from the end.
+        window, reserve: tokens the model holds, and those kept free for the answer.
+
+    Raises:
+        TooLarge: the message alone does not fit, with both numbers.
+    """
+    first = [Message("system", system)] if system else []
+    last = Message("user", form.neutralise(text))
+    limit = window - reserve
+    bare = count(form.render([*first, last]))
+    if bare > limit:
+        raise TooLarge(
+            f"the message makes a prompt of {bare} tokens, at most {limit} fit beside the {reserve} kept for "
+            "the answer; send a shorter message or ask for fewer max_new_tokens"
+        )
+    used = _fitting_passages(form, count, passages, int((limit - bare) * PASSAGE_SHARE))
+    sources = [Message("system", passage_block(form, used))] if used else []
+    history = [_history_messages(form, turn) for turn in turns]
+    sizes = [count(form.render(pair)) for pair in history]
+    dropped = _dropped(sizes, int((limit - count(form.render(first))) * (1 - PASSAGE_SHARE)))
+    while True:
+        kept = [message for pair in history[dropped:] for message in pair]
+        prompt = form.render([*first, *kept, *sources, last])
+        tokens = count(prompt)
+        if tokens <= limit:
+            return Prompt(prompt, tokens, used, dropped)
+        if dropped < len(sizes):
+            dropped = _drop_more(sizes, dropped, tokens - limit)
+        else:  # a tokenizer may count the parts for less than their sum
+            used = used[:-1]
+            sources = [Message("system", passage_block(form, used))] if used else []
+
+
+def passage_block(form: PromptFormat, passages: Sequence[Passage]) -> str:
+    """Return the passages as one labelled text, markers broken."""
+    parts = [PASSAGE_HEADER]
+    for number, passage in enumerate(passages, 1):
+        heading = " - ".join(part for part in (passage.title, passage.section) if part) or passage.source
+        parts.append(f"[{number}] {form.neutralise(heading)}\n{form.neutralise(passage.text)}")
+    return "\n\n".join(parts)
+
+
+def _history_messages(form: PromptFormat, turn: Turn) -> list[Message]:
+    return [Message(m.role, form.neutralise(m.content)) for m in messages(turn)]
+
+
+def _fitting_passages(
+    form: PromptFormat, count: Callable[[str], int], passages: Sequence[Passage], room: int
+) -> tuple[Passage, ...]:
+    used = tuple(passages)
+    while used and count(passage_block(form, used)) > room:
+        used = used[:-1]
+    return used
+
+
+def _dropped(sizes: Sequence[int], room: int) -> int:
+    """Return how many of the oldest turns are left out of `room` tokens.
+
+    The turns are replayed from the first: whenever they no longer fit, the oldest go until KEEP_AFTER_DROP of the room
+    is filled. So the cut stays where it was for the turns that follow.
+    """
+    start = total = 0
+    for end, size in enumerate(sizes):
+        total += size
+        if total > room:
+            while start <= end and total > room * KEEP_AFTER_DROP:
+                total -= sizes[start]
+                start += 1
+    return start
+
+
+def _drop_more(sizes: Sequence[int], dropped: int, excess: int) -> int:
+    """Return a later start that frees at least `excess` tokens, or the end."""
+    while excess > 0 and dropped < len(sizes):
+        excess -= sizes[dropped]
+        dropped += 1
+    return dropped

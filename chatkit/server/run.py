@@ -1,0 +1,75 @@
+"""Running the app: bind first, load behind it, drain at the end."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+import uvicorn
+
+from chatkit.errors import ConfigError
+from chatkit.server.app import ChatApp
+from chatkit.server.auth import require_safe_bind
+from chatkit.settings import Settings
+from chatkit.wiring import build_service
+
+log = logging.getLogger(__name__)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Take the port before anything is loaded.
+
+    Raises:
+        ConfigError: the address is not safe, not this machine's, or in use.
+    """
+    require_safe_bind(settings.host, settings.api_key)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port} ({getattr(error, 'strerror', error)}); "
+            "stop what uses it, or choose another with --port"
+        ) from error
+
+
+async def serve(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> None:
+    """Answer over HTTP until told to stop.
+
+    Raises:
+        ChatkitError: a part could not be loaded.
+    """
+    app = ChatApp(settings)
+    config = uvicorn.Config(
+        app.asgi(),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=int(settings.drain_s) + 1,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = uvicorn.Server(config)
+    web = asyncio.create_task(server.serve(sockets=[listener]))
+    loading = asyncio.create_task(build_service(settings))
+    started = time.perf_counter()
+    try:
+        await asyncio.wait({web, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            app.service = loading.result()
+            host, port = listener.getsockname()[:2]
+            address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            announce(f"ready after {time.perf_counter() - started:.1f} s on {address}")
+            await web
+    finally:
+        server.should_exit = True
+        loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await web
+        if app.service is not None:
+            await app.service.close(settings.drain_s)
+        elif loading.done() and not loading.cancelled() and loading.exception() is None:
+            await loading.result().close(0)

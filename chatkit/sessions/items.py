@@ -1,0 +1,104 @@
+"""Turns as items: the keys and the form that every store writes. Pure; knows no database.
+
+Partition `T#tenant#U#user#S#session` holds one item a turn under `T#{seq}` and the session's own under `Z#META`, so one
+descending query gives that and the newest turns. A request has a partition of its own, `T#tenant#U#user#R#request_id`.
+Every part is percent-encoded, so no part can end another early.
+"""
+
+from typing import Any
+from urllib.parse import quote
+
+from chatkit.errors import Conflict
+from chatkit.protocols import NewTurn, Outcome
+from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
+
+META = "Z#META"
+REQUEST = "R"
+# A pending turn is taken for aborted when its lease has not been renewed for this long. Seconds; DESIGN §2.9.
+LEASE_S = 15.0
+
+
+def session_key(owner: Owner, session_id: str) -> str:
+    """Return the partition of a session."""
+    return f"{_owner_key(owner)}#S#{quote(session_id, safe='')}"
+
+
+def request_key(owner: Owner, request_id: str) -> str:
+    """Return the partition of a request."""
+    return f"{_owner_key(owner)}#R#{quote(request_id, safe='')}"
+
+
+def turn_key(seq: int) -> str:
+    """Return the sort key of a turn: its sequence number, so that order never depends on a clock."""
+    return f"T#{seq:010}"
+
+
+def _owner_key(owner: Owner) -> str:
+    return f"T#{quote(owner.tenant, safe='')}#U#{quote(owner.user, safe='')}"
+
+
+def new_item(turn: NewTurn, seq: int, now: float) -> dict[str, Any]:
+    """Return the item of a turn that is accepted at `now`, epoch seconds."""
+    item: dict[str, Any] = {
+        "seq": seq,
+        "request_id": turn.request_id,
+        "attempt": 1,
+        "status": turn.status,
+        "user": turn.user,
+        "user_length": turn.user_length,
+        "created_at": round(now, 3),
+    }
+    if turn.status == "blocked":
+        item |= {"blocked": "input", "label": turn.label, "finish_reason": "content_filter"}
+    return item
+
+
+def ended(item: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """Return the item of a turn that has ended: a blocked one keeps no text of either side."""
+    done = item | {"status": outcome.status, "finish_reason": outcome.finish_reason}
+    done |= {"usage": [outcome.usage.prompt_tokens, outcome.usage.completion_tokens]}
+    if outcome.status == "blocked":
+        return done | {"blocked": "output", "label": outcome.label, "user": ""}
+    done["assistant"] = outcome.assistant
+    if outcome.passages:
+        done["passages"] = [
+            [p.id, p.title, p.source, p.section, p.start, p.end, round(p.score, 4)] for p in outcome.passages
+        ]
+    return done
+
+
+def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
+    """Return the turn that an item holds; a pending one whose lease has run out reads as aborted."""
+    status: TurnStatus = "aborted" if item["status"] == "pending" and expired else item["status"]
+    return Turn(
+        seq=item["seq"],
+        request_id=item["request_id"],
+        attempt=item["attempt"],
+        status=status,
+        user=item["user"],
+        assistant=item.get("assistant", ""),
+        finish_reason=item.get("finish_reason"),
+        blocked=item.get("blocked"),
+        label=item.get("label"),
+        user_length=item["user_length"],
+        usage=Usage(*item.get("usage", (0, 0))),
+        passages=tuple(_passage(row) for row in item.get("passages", ())),
+        created_at=item["created_at"],
+    )
+
+
+def _passage(row: list[Any]) -> Passage:
+    identity, title, source, section, start, end, score = row
+    return Passage(identity, "", title, source, section, start, end, score)
+
+
+def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) -> None:
+    """Refuse a request id that was used for another message or session.
+
+    Raises:
+        Conflict: naming the id.
+    """
+    same_session = turn.opens_session or turn.session_id == session_id
+    same_text = not found["user"] or not turn.user or found["user"] == turn.user
+    if not (same_session and same_text and found["user_length"] == turn.user_length):
+        raise Conflict(f"request_id {turn.request_id!r} was used for another message; send a new one")

@@ -1,0 +1,216 @@
+"""Turns in one SQLite file: write-ahead log, every commit synced to disk before it is acknowledged."""
+
+import asyncio
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from chatkit.conversation import Conversation
+from chatkit.errors import Conflict, NotFound, StoreFailed
+from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
+from chatkit.sessions import items
+from chatkit.types import Owner
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+# Another process may hold the write lock for a commit or a checkpoint; longer is a fault. Milliseconds.
+_BUSY_MS = 5000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS items (
+    pk TEXT NOT NULL,
+    sk TEXT NOT NULL,
+    body TEXT NOT NULL,
+    lease REAL,
+    PRIMARY KEY (pk, sk)
+) WITHOUT ROWID;
+"""
+
+
+class SQLiteStore:
+    """A TurnStore in a file. Reads and writes have a thread and a connection each, owned by the store.
+
+    Raises:
+        StoreFailed: the file cannot be opened or was written by a newer version.
+    """
+
+    def __init__(self, file: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._file = file
+        self._clock = clock
+        self._writer = ThreadPoolExecutor(1, "sqlite-write")
+        self._reader = ThreadPoolExecutor(1, "sqlite-read")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._write = _connect(file)
+            _migrate(self._write, file)
+            self._read = _connect(file)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreFailed(f"the session store {str(file)!r} cannot be opened: {error}; check its folder") from error
+
+    async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
+        """Return the newest turns; see protocols.TurnStore."""
+        return await self._run(self._reader, lambda: self._load(owner, session_id, limit))
+
+    async def accept(self, turn: NewTurn) -> Accepted:
+        """Number the turn durably; see protocols.TurnStore."""
+        return await self._run(self._writer, lambda: self._transaction(lambda: self._accept(turn)))
+
+    async def renew(self, ticket: Ticket) -> None:
+        """Extend the lease of a pending turn."""
+        await self._run(self._writer, lambda: self._transaction(lambda: self._renew(ticket)))
+
+    async def finish(self, ticket: Ticket, outcome: Outcome) -> None:
+        """Store how the turn ended; see protocols.TurnStore."""
+        await self._run(self._writer, lambda: self._transaction(lambda: self._finish(ticket, outcome)))
+
+    def close(self) -> None:
+        """Wait for what runs and close the file."""
+        self._writer.shutdown()
+        self._reader.shutdown()
+        self._read.close()
+        self._write.close()
+
+    async def _run(self, executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.get_running_loop().run_in_executor(executor, work)
+        except sqlite3.Error as error:
+            log.error("the session store %s failed: %s", self._file, error)
+            raise StoreFailed(f"the session store did not answer ({error}); send the request again later") from error
+
+    def _transaction(self, work: Callable[[], T]) -> T:
+        self._write.execute("BEGIN IMMEDIATE")
+        try:
+            result = work()
+            self._write.execute("COMMIT")
+        except BaseException:
+            if self._write.in_transaction:
+                self._write.execute("ROLLBACK")
+            raise
+        return result
+
+    def _load(self, owner: Owner, session_id: str, limit: int) -> Conversation:
+        rows = self._read.execute(
+            "SELECT sk, body, lease FROM items WHERE pk = ? ORDER BY sk DESC LIMIT ?",
+            (items.session_key(owner, session_id), limit + 1),
+        ).fetchall()
+        if not rows or rows[0][0] != items.META:
+            if session_id.startswith("s-"):
+                raise NotFound(f"session {session_id!r} does not exist; leave session_id out to open a new one")
+            return Conversation()
+        now = self._clock()
+        turns = []
+        for sk, body, lease in rows[1:]:
+            item = _decoded(body, sk)
+            if item is not None:
+                turns.append(items.turn_of(item, expired=lease is not None and lease < now))
+        return Conversation(tuple(reversed(turns)))
+
+    def _accept(self, turn: NewTurn) -> Accepted:
+        request = self._get(items.request_key(turn.owner, turn.request_id), items.REQUEST)
+        if request is not None:
+            return self._accept_again(turn, request[0])
+        partition = items.session_key(turn.owner, turn.session_id)
+        meta = self._get(partition, items.META)
+        now = self._clock()
+        if meta is None:
+            if turn.session_id.startswith("s-") and not turn.opens_session:
+                raise NotFound(f"session {turn.session_id!r} does not exist; leave session_id out to open a new one")
+            head: dict[str, Any] = {"version": 0, "created_at": round(now, 3)}
+        else:
+            head = meta[0]
+        seq = int(head["version"]) + 1
+        lease = now + items.LEASE_S if turn.status == "pending" else None
+        self._put(partition, items.META, head | {"version": seq})
+        self._put(partition, items.turn_key(seq), items.new_item(turn, seq, now), lease)
+        ticket = Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1)
+        self._put_request(ticket)
+        return Accepted(turn.session_id, ticket)
+
+    def _accept_again(self, turn: NewTurn, request: dict[str, Any]) -> Accepted:
+        """Answer a request id that is known: replay what is finished, run again what was aborted."""
+        session_id, seq = request["session_id"], request["seq"]
+        partition = items.session_key(turn.owner, session_id)
+        found = self._get(partition, items.turn_key(seq))
+        if found is None:
+            raise NotFound(f"session {session_id!r} does not exist any more; send a new request_id")
+        item, lease = found
+        items.check_same_request(turn, session_id, item)
+        now = self._clock()
+        stored = items.turn_of(item, expired=lease is not None and lease < now)
+        if stored.status in ("complete", "blocked"):
+            return Accepted(session_id, repeat=stored)
+        if stored.status == "pending":
+            raise Conflict(f"request_id {turn.request_id!r} is being answered; wait for it or send a new one")
+        attempt = stored.attempt + 1
+        again = items.new_item(turn, seq, now) | {"attempt": attempt, "created_at": item["created_at"]}
+        self._put(partition, items.turn_key(seq), again, now + items.LEASE_S if turn.status == "pending" else None)
+        ticket = Ticket(turn.owner, session_id, seq, turn.request_id, attempt)
+        self._put_request(ticket)
+        return Accepted(session_id, ticket)
+
+    def _renew(self, ticket: Ticket) -> None:
+        partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
+        self._owned(ticket, partition, key)
+        self._write.execute(
+            "UPDATE items SET lease = ? WHERE pk = ? AND sk = ?", (self._clock() + items.LEASE_S, partition, key)
+        )
+
+    def _finish(self, ticket: Ticket, outcome: Outcome) -> None:
+        partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
+        item = self._owned(ticket, partition, key)
+        self._put(partition, key, items.ended(item, outcome))
+
+    def _owned(self, ticket: Ticket, partition: str, key: str) -> dict[str, Any]:
+        """Return the pending item that the ticket is for."""
+        found = self._get(partition, key)
+        if found is None or found[0]["attempt"] != ticket.attempt or found[0]["status"] != "pending":
+            raise Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
+        return found[0]
+
+    def _get(self, partition: str, key: str) -> tuple[dict[str, Any], float | None] | None:
+        row = self._write.execute("SELECT body, lease FROM items WHERE pk = ? AND sk = ?", (partition, key)).fetchone()
+        return None if row is None else (json.loads(row[0]), row[1])
+
+    def _put(self, partition: str, key: str, item: dict[str, Any], lease: float | None = None) -> None:
+        body = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
+        self._write.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", (partition, key, body, lease))
+
+    def _put_request(self, ticket: Ticket) -> None:
+        """Point the request id at its turn; how that turn stands is read there, so the two cannot disagree."""
+        body = {"session_id": ticket.session_id, "seq": ticket.seq}
+        self._put(items.request_key(ticket.owner, ticket.request_id), items.REQUEST, body)
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, file: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > SCHEMA_VERSION:
+        raise StoreFailed(
+            f"the session store {str(file)!r} has format {version}, this chatkit reads {SCHEMA_VERSION}; update it"
+        )
+    connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+
+def _decoded(body: str, key: str) -> dict[str, Any] | None:
+    """Return an item, or None for a damaged row: one bad turn does not hide the rest of its session."""
+    try:
+        item: dict[str, Any] = json.loads(body)
+        if item["seq"] < 1 or "user" not in item:
+            raise ValueError(key)
+    except (ValueError, KeyError, TypeError):
+        log.error("turn %s of a session is damaged and left out", key)
+        return None
+    return item

@@ -1,0 +1,156 @@
+"""Live turns: each has one task that drives it to its end and one append-only log of events that anybody may read.
+
+A consumer subscribes to the log and may leave; the turn belongs to the task. Cancelling is a message to it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable
+
+from chatkit.errors import ChatkitError, Unavailable
+from chatkit.types import Error, Event, Reply, TextDelta
+
+log = logging.getLogger(__name__)
+
+
+class LiveTurn:
+    """One turn while it runs.
+
+    Attributes:
+        cancelled: somebody asked the turn to stop.
+        expired: its deadline has passed.
+        patient: nobody listening is no reason to stop.
+        what: what the turn was started for, to be compared by whoever would join it.
+    """
+
+    def __init__(self, *, what: Hashable = None, patient: bool = False) -> None:
+        self.what = what
+        self.cancelled = False
+        self.expired = False
+        self.patient = patient
+        self._events: list[Event] = []
+        self._ended = False
+        self._changed = asyncio.Event()
+        self._delivered = 0
+        self._listeners = 0
+        self._stop: Callable[[], None] | None = None
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Yield every event from the first; an event counts as delivered once the next one is asked for."""
+        self._listeners += 1
+        try:
+            at = 0
+            while True:
+                while at < len(self._events):
+                    yield self._events[at]
+                    at += 1
+                    self._delivered = max(self._delivered, at)
+                if self._ended:
+                    return
+                await self._changed.wait()
+        finally:
+            self._listeners -= 1
+            if not self._listeners and not self._ended and not self.patient:
+                self.cancel()
+
+    async def result(self) -> Reply:
+        """Wait for the end and return the reply, or raise the error that ended the turn."""
+        last: Event | None = None
+        async for event in self.events():
+            last = event
+        if isinstance(last, Reply):
+            return last
+        if isinstance(last, Error):
+            raise last.error
+        raise AssertionError("a turn ends with Reply or Error")
+
+    def cancel(self) -> None:
+        """Ask the turn to stop: it ends aborted, with what was sent. Harmless after the end, and twice."""
+        self.cancelled = True
+        if self._stop:
+            self._stop()
+
+    def expire(self) -> None:
+        """Ask the turn to end with the text it has."""
+        self.expired = True
+        if self._stop:
+            self._stop()
+
+    def stop_with(self, stop: Callable[[], None]) -> None:
+        """Name what ends the turn's current work; called at once when the message has come already."""
+        self._stop = stop
+        if self.cancelled or self.expired:
+            stop()
+
+    def sent_text(self) -> str:
+        """Return the text that a consumer has taken: what was sent, when the only one has left."""
+        return "".join(e.text for e in self._events[: self._delivered] if isinstance(e, TextDelta))
+
+    async def drive(self, events: AsyncIterator[Event]) -> None:
+        """Append the turn's events until it ends; whatever happens, the log ends with Reply or Error."""
+        try:
+            async for event in events:
+                self._append(event)
+        except ChatkitError as error:
+            self._append(Error(error))
+        except Exception:  # a defect must not leave consumers waiting for ever
+            log.exception("a turn ended with an unexpected error")
+            self._append(Error(Unavailable("the turn ended with an internal error; the log of the service has it")))
+        finally:
+            if not self._events or not isinstance(self._events[-1], Reply | Error):
+                self._append(Error(Unavailable("the turn was cancelled before it was accepted")))
+            self._ended = True
+            self._wake()
+
+    def _append(self, event: Event) -> None:
+        self._events.append(event)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class LiveTurns:
+    """The turns that run now, by whose request they are."""
+
+    def __init__(self) -> None:
+        self._turns: dict[Hashable, LiveTurn] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Return how many turns run."""
+        return len(self._turns)
+
+    def find(self, key: Hashable) -> LiveTurn | None:
+        """Return the running turn of this request, so that a repeat can join it."""
+        return self._turns.get(key)
+
+    def start(
+        self,
+        key: Hashable,
+        make: Callable[[LiveTurn], AsyncIterator[Event]],
+        *,
+        what: Hashable = None,
+        patient: bool = False,
+    ) -> LiveTurn:
+        """Start a turn in a task of its own."""
+        live = LiveTurn(what=what, patient=patient)
+        self._turns[key] = live
+        task = asyncio.create_task(live.drive(make(live)))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._forget(key, done))
+        return live
+
+    def _forget(self, key: Hashable, task: "asyncio.Task[None]") -> None:
+        self._turns.pop(key, None)
+        self._tasks.discard(task)
+
+    async def drain(self, grace: float) -> None:
+        """Let running turns end within `grace` seconds, then cancel what is left and wait for it to be stored."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)
+        for live in self._turns.values():
+            live.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace)

@@ -1,0 +1,164 @@
+"""The composition root: settings in, assembled parts out. Heavy libraries are imported by the adapters it opens."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatkit.protocols import Encoder, LanguageModel, Moderator, Retriever, TurnStore
+from chatkit.service import OpenChatKitService, ServiceOptions
+from chatkit.settings import Settings
+
+if TYPE_CHECKING:
+    from chatkit.models.sources import Listed, Pulled
+    from chatkit.moderation.train import TrainReport
+    from chatkit.retrieval.build import BuildReport
+    from chatkit.retrieval.encoder import MeanPoolingEncoder
+
+
+async def build_service(settings: Settings) -> OpenChatKitService:
+    """Assemble the service; the language model loads while the encoder, the head and the index are opened.
+
+    Raises:
+        ChatkitError: the part that could not be loaded.
+    """
+    async with AsyncExitStack() as stack:
+        engine = asyncio.create_task(open_model(settings, stack))
+        rest = asyncio.create_task(asyncio.to_thread(_open_rest, settings, stack))
+        try:
+            (moderator, retriever, store), model = await asyncio.gather(rest, engine)
+        except BaseException:
+            for task in (engine, rest):
+                task.cancel()
+            await asyncio.gather(engine, rest, return_exceptions=True)
+            raise
+        options = ServiceOptions(
+            system_prompt=settings.system_prompt,
+            refusal=settings.refusal,
+            gate=settings.gate,
+            refuse_unchecked_input=settings.input_unavailable == "refuse",
+            deadline_s=settings.deadline_s,
+            history_turns=settings.history_turns,
+        )
+        return OpenChatKitService(
+            model, moderator, store, retriever=retriever, options=options, resources=stack.pop_all()
+        )
+
+
+async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
+    """Start the engine for the chat model; `stack` stops it.
+
+    Raises:
+        ModelError: the model was not pulled, or cannot be used.
+        EngineFailed: the engine did not start.
+    """
+    from chatkit.models import local, sources
+
+    file = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat")
+    options = local.LocalOptions(
+        threads=settings.threads,
+        kv_cache_gb=settings.kv_cache_gb,
+        max_running=settings.max_running,
+        max_queue=settings.max_queue,
+        prefix_cache=settings.prefix_cache,
+    )
+    cache = sources.derived_dir(file, models_dir=settings.models)
+    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options)
+    stack.push_async_callback(model.close)
+    await model.start()
+    return model
+
+
+def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Moderator, Retriever | None, TurnStore]:
+    encoder = open_encoder(settings)
+    stack.callback(encoder.close)
+    return open_moderator(settings, encoder), open_retriever(settings, encoder), _open_store(settings, stack)
+
+
+def _open_store(settings: Settings, stack: AsyncExitStack) -> TurnStore:
+    from chatkit.sessions.sqlite import SQLiteStore
+
+    store = SQLiteStore(settings.database)
+    stack.callback(store.close)
+    return store
+
+
+def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
+    """Open the encoder that retrieval and moderation share.
+
+    Raises:
+        ModelError: it was not pulled, or its files are damaged.
+    """
+    from chatkit.models import sources
+    from chatkit.retrieval import encoder
+
+    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder")
+    cache = sources.derived_dir(folder, models_dir=settings.models)
+    return encoder.open_encoder(folder, cache=cache, backend=settings.encoder_backend, threads=settings.threads)
+
+
+def open_retriever(settings: Settings, encoder: Encoder) -> Retriever | None:
+    """Open the index that `settings.index` names; None when it names none.
+
+    Raises:
+        BadIndex: there is no such index, or it cannot be used.
+    """
+    if not settings.index:
+        return None
+    from chatkit.retrieval.index import VectorIndex
+
+    return VectorIndex.open(settings.indexes / settings.index, encoder, min_score=settings.min_score)
+
+
+def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
+    """Open the embedded head under the policy that the settings name."""
+    from chatkit.moderation import policy
+    from chatkit.moderation.head import HeadModerator
+
+    return HeadModerator(encoder, None, policy.named(settings.policy))
+
+
+def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: Any) -> "TrainReport":
+    """Fit the moderation head on the labelled sets in `folder` and write it to `out`."""
+    from chatkit.moderation import train
+
+    return train.train_head(open_encoder(settings), folder, out, progress)
+
+
+def prepare_index(
+    settings: Settings, *, sources: Sequence[str], name: str, chunking: Mapping[str, int] | None, progress: Any
+) -> "BuildReport":
+    """Build the index `name` from files and folders."""
+    from chatkit.retrieval import build
+
+    encoder = open_encoder(settings)
+    try:
+        return build.build_index(
+            sources, settings.indexes, name=name, encoder=encoder, chunking=chunking, progress=progress
+        )
+    finally:
+        encoder.close()
+
+
+def pull_models(
+    settings: Settings, sources: Sequence[str], *, force: bool, timeout: float, progress: Any
+) -> "list[Pulled]":
+    """Pull the sources, or the chat model and encoder of the settings when none is named."""
+    from chatkit.models import sources as adapter
+
+    configured = _configured(settings)
+    return adapter.pull_models(
+        settings.models, sources, configured=configured, force=force, timeout=timeout, progress=progress
+    )
+
+
+def list_models(settings: Settings) -> "list[Listed]":
+    """Return the default models, the configured ones, and whatever else was pulled."""
+    from chatkit.models import sources as adapter
+
+    return adapter.list_models(settings.models, configured=_configured(settings))
+
+
+def _configured(settings: Settings) -> dict[Any, str]:
+    return {"chat": settings.chat_model, "encoder": settings.encoder}
