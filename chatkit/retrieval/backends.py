@@ -83,6 +83,8 @@ def _compile(graph: Path, threads: int) -> Any:
     properties: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
+        # The language model's threads want the same cores; pinned to one, a forward pass waits for it to be free.
+        "ENABLE_CPU_PINNING": False,
         "CACHE_DIR": str(graph.parent / "compiled"),
     }
     if threads:

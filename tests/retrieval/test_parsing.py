@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from chatkit.retrieval.parsing import Unreadable, parse
+
+MARKDOWN = """---
+title: settings of a site generator
+---
+# The `guide` to [links](https://example.org)
+
+Intro.
+
+## First ##
+
+Body one.
+
+```sh
+# a comment, not a heading
+```
+
+### Deeper
+
+Body two.
+
+## Empty
+
+## Last
+Body three.
+"""
+
+
+def read(text, name="a.md"):
+    return parse(Path(name), name, text.encode())
+
+
+def test_markdown_is_cut_at_its_headings_and_offsets_point_into_the_file():
+    document = read(MARKDOWN)
+    assert document.title == "The guide to links"
+    assert document.text == MARKDOWN
+    bodies = {section.heading: MARKDOWN[section.start : section.end].strip() for section in document.sections}
+    assert bodies == {
+        "": "Intro.",
+        "First": "Body one.\n\n```sh\n# a comment, not a heading\n```",
+        "First > Deeper": "Body two.",
+        "Last": "Body three.",
+    }
+
+
+def test_a_second_title_is_a_section():
+    assert [section.heading for section in read("# One\na\n# Two\nb\n## Three\nc").sections] == [
+        "",
+        "Two",
+        "Two > Three",
+    ]
+
+
+def test_a_file_without_a_title_is_named_after_itself():
+    assert read("words", "release_notes-2.txt").title == "release notes 2"
+    assert read("## Only a section\nwords", "read-me.md").title == "read me"
+
+
+def test_an_unclosed_fence_swallows_no_error():
+    assert len(read("# T\n```\n# in the fence\n").sections) == 1
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_read():
+    document = parse(Path("a.md"), "a.md", b"\xef\xbb\xbf# T\r\n\r\nbody\r\n## S\r\nmore\r\n")
+    assert document.title == "T"
+    assert [section.heading for section in document.sections] == ["", "S"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.md", b"caf\xe9", "not UTF-8 .byte 3."),
+        ("a.txt", b"a\0b", "NUL"),
+        ("a.txt", b" \n", "is empty"),
+        ("a.pdf", b"%PDF", "neither Markdown nor text"),
+    ],
+)
+def test_what_cannot_be_read_says_why(name, content, reason):
+    with pytest.raises(Unreadable, match=reason):
+        parse(Path(name), name, content)
