@@ -1,0 +1,95 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from chatkit.cli import group, main
+from chatkit.cli.prepare_index import read_recipe
+from chatkit.errors import InvalidRequest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    folder = tmp_path / "work" / "corpus"
+    folder.mkdir(parents=True)
+    (folder / "ports.md").write_text("# Guide\n\n## Ports\n\nThe service listens on port 8080.\n")
+    (folder / "bad.txt").write_bytes(b"\xff\xfe")
+    monkeypatch.chdir(folder.parent)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(group, ["prepare-index", *arguments], catch_exceptions=False)
+
+
+def test_the_report_is_json_on_stdout_and_a_summary_on_stderr(corpus):
+    result = run("corpus", "--name", "mine", "--json")
+    assert result.exit_code == 0
+    report = json.loads(result.stdout)
+    assert (report["name"], report["passages"], report["embedded"], report["up_to_date"]) == ("mine", 1, 1, False)
+    assert report["skipped"] == [{"source": "corpus/bad.txt", "reason": "is not UTF-8 (byte 0); convert it to UTF-8"}]
+    assert "index 'mine' built in" in result.stderr
+    assert "skipped corpus/bad.txt: is not UTF-8" in result.stderr
+    assert "embedded 1 of 1 chunks of 2 files" in result.stderr
+
+
+def test_stdout_is_empty_without_json_and_a_second_run_is_up_to_date(corpus):
+    assert run("corpus").stdout == ""
+    again = run("corpus")
+    assert again.stdout == ""
+    assert "index 'docs' is up to date: 1 documents, 1 passages" in again.stderr
+
+
+def test_a_recipe_is_found_by_name_and_resolved_from_its_root(corpus):
+    folder = corpus.parent / "index"
+    folder.mkdir()
+    (folder / "mine.toml").write_text(
+        'root = ".."\nsources = ["corpus/*.md", "absent.md"]\n[chunking]\nmax_tokens = 64\n'
+    )
+    report = json.loads(run("--recipe", "mine", "--json").stdout)
+    assert (report["name"], report["documents"]) == ("mine", 1)
+    assert [entry["reason"] for entry in report["skipped"]] == ["matches no Markdown or text file"]
+
+
+def test_the_projects_own_recipe_names_its_documentation():
+    recipe = read_recipe(str(REPOSITORY / "index" / "docs.toml"))
+    assert recipe.name == "docs"
+    assert str(REPOSITORY / "README.md") in recipe.sources
+    assert recipe.chunking == {"max_tokens": 160}
+
+
+def test_outside_a_clone_the_error_says_where_it_looked(corpus, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare-index", "--recipe", "docs"])
+    assert stop.value.code == 2
+    complaint = capsys.readouterr().err
+    assert "there is no recipe 'docs'" in complaint
+    assert "run this in a clone of the project" in complaint
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("sources = 3", "sources 3"), ("sauces = ['a']", "'sauces'"), ("sources = [", "not valid TOML")],
+)
+def test_a_wrong_recipe_says_what_is_wrong(tmp_path, text, named):
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=named):
+        read_recipe(str(file))
+
+
+@pytest.mark.parametrize("arguments", [[], ["corpus", "--recipe", "docs"]])
+def test_either_sources_or_a_recipe_are_wanted(corpus, arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Give sources or --recipe" in result.stderr
+
+
+def test_a_missing_source_exits_with_wrong_input(corpus, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["prepare-index", "corpsu"])
+    assert stop.value.code == 2
+    assert "'corpsu' does not exist" in capsys.readouterr().err
