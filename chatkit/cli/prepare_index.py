@@ -93,17 +93,8 @@ def read_recipe(named: str) -> Recipe:
     if not isinstance(sources, list) or not sources or not all(isinstance(source, str) for source in sources):
         raise InvalidRequest(f"the recipe {str(file)!r} has sources {sources!r}, expected a list of paths or patterns")
     root = (file.parent / str(table.get("root", "."))).resolve()
-    # A file that a checkout does not have is no mistake in a recipe: as a pattern it may match nothing.
-    resolved = tuple(
-        str(path if path.exists() else _as_pattern(path)) for path in (root / source for source in sources)
-    )
+    resolved = tuple(str(root / source) for source in sources)
     return Recipe(str(table.get("name", file.stem)), resolved, table.get("chunking", {}))
-
-
-def _as_pattern(path: Path) -> str:
-    """Return a pattern that matches just `path`, so that its absence is listed instead of fatal."""
-    text = str(path)
-    return text if any(sign in text for sign in "*?[") else f"{text[:-1]}[{text[-1]}]"
 
 
 def _summary(report: Any) -> str:

@@ -25,10 +25,11 @@ class Chunking:
     """How documents are cut.
 
     Attributes:
-        max_tokens: most tokens of a chunk as the encoder counts them, title and section not included.
+        max_tokens: most tokens of a chunk as the encoder counts them, title and section not included. On dense
+            technical prose 120 puts the answer among three passages more often than 160 or 220, in a shorter prompt.
     """
 
-    max_tokens: int = 160
+    max_tokens: int = 120
 
     def __post_init__(self) -> None:
         """Check the bound."""

@@ -53,7 +53,7 @@ def gather(sources: Sequence[str | Path], *, tell: Callable[[int, int], None]) -
     for source in sources:
         matches = list(_expand(str(source)))
         if not matches:
-            skipped.append(Skipped(str(source), "matches no Markdown or text file"))
+            skipped.append(Skipped(_label(Path(source), str(source)), "matches no Markdown or text file"))
         for path, label in matches:
             named.setdefault(path.resolve(), label)
     labels = list(named.values())

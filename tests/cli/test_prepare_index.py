@@ -47,18 +47,18 @@ def test_a_recipe_is_found_by_name_and_resolved_from_its_root(corpus):
     folder = corpus.parent / "index"
     folder.mkdir()
     (folder / "mine.toml").write_text(
-        'root = ".."\nsources = ["corpus/*.md", "absent.md"]\n[chunking]\nmax_tokens = 64\n'
+        'root = ".."\nsources = ["corpus/*.md", "absent/*.md"]\n[chunking]\nmax_tokens = 64\n'
     )
     report = json.loads(run("--recipe", "mine", "--json").stdout)
     assert (report["name"], report["documents"]) == ("mine", 1)
-    assert [entry["reason"] for entry in report["skipped"]] == ["matches no Markdown or text file"]
+    assert report["skipped"] == [{"source": "absent/*.md", "reason": "matches no Markdown or text file"}]
 
 
 def test_the_projects_own_recipe_names_its_documentation():
     recipe = read_recipe(str(REPOSITORY / "index" / "docs.toml"))
     assert recipe.name == "docs"
     assert str(REPOSITORY / "README.md") in recipe.sources
-    assert recipe.chunking == {"max_tokens": 160}
+    assert recipe.chunking == {"max_tokens": 120}
 
 
 def test_outside_a_clone_the_error_says_where_it_looked(corpus, capsys):

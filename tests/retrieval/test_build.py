@@ -49,7 +49,7 @@ def test_the_manifest_says_what_was_made_of_what(corpus, build, encoder):
     manifest = Manifest.read(report.folder)
     assert (manifest.fingerprint, manifest.dim, manifest.metric) == (encoder.fingerprint, 384, "cosine")
     assert (manifest.documents, manifest.passages, report.embedded) == (3, 5, 5)
-    assert manifest.chunking == {"max_tokens": 160}
+    assert manifest.chunking == {"max_tokens": 120}
     assert set(manifest.files) == {"vectors.faiss", "passages.parquet"}
     manifest.verify(report.folder, hashes=True)
 
