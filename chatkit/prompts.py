@@ -19,7 +19,12 @@ KEEP_AFTER_DROP = 0.6
 # Passages may take this part of what the system message and the message leave free.
 PASSAGE_SHARE = 0.5
 
-PASSAGE_HEADER = "Answer from these sources. If they do not hold the answer, say so."
+# Chosen among five wordings by how many of tests/data/questions.jsonl the default model then answers.
+PASSAGE_HEADER = "You answer questions with a short quote from these sources."
+
+
+# What a template writes around messages, where it looks like a marker: <|user|>, [INST], <<SYS>>.
+_MARKER = re.compile(r"<<[^<>\s]+>>|<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,19 @@ class ChatTemplateFormat:
         except TemplateError as error:
             raise BrokenModel(f"the model's chat template cannot be read: {error}") from error
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self._markers = tuple(sorted({t for t in special_tokens if t.strip()}, key=len, reverse=True))
         self.stop_words: tuple[str, ...] = ()
-        self._system_anywhere = self._takes_system_after_history()
+        exchange = [Message("user", "u1"), Message("assistant", "a1")]
+        plain = self._probe([*exchange, Message("user", "u2")])
+        opened = self._probe([Message("system", "s1"), *exchange, Message("user", "u2")])
+        mixed = self._probe([Message("system", "s1"), *exchange, Message("system", "s2"), Message("user", "u2")])
+        self._system_first = _in_order(opened, "s1", "u1", "a1", "u2")
+        self._system_anywhere = self._system_first and _in_order(mixed, "s1", "u1", "a1", "s2", "u2")
+        written = {marker for text in (plain, opened, mixed) for marker in _MARKER.findall(text)}
+        markers = written | {token for token in special_tokens if token.strip()}
+        self._markers = tuple(sorted(markers, key=len, reverse=True))
 
     def neutralise(self, text: str) -> str:
-        """Return `text` with a space put after the first character of every control token."""
+        """Return `text` with a space put after the first character of every control token and role marker."""
         found = True
         while found:
             found = False
@@ -103,9 +115,9 @@ class ChatTemplateFormat:
         return text
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt; where a template takes one system message only, a later one opens the next message."""
+        """Return the prompt; a system message the template does not take where it stands opens the next message."""
         if not self._system_anywhere:
-            messages = _fold_systems(messages)
+            messages = _fold_systems(messages, keep_first=self._system_first)
         return self._run(messages)
 
     def _run(self, messages: Sequence[Message]) -> str:
@@ -117,15 +129,17 @@ class ChatTemplateFormat:
         except TemplateError as error:
             raise BrokenModel(f"the model's chat template refused the messages: {error}") from error
 
-    def _takes_system_after_history(self) -> bool:
-        """Whether a system message after the history comes out, once, where it stands."""
-        probe = [Message("system", "s1"), Message("user", "u1"), Message("assistant", "a1")]
+    def _probe(self, messages: Sequence[Message]) -> str:
+        """Return what the template makes of the messages; nothing where it refuses them."""
         try:
-            text = self._run([*probe, Message("system", "s2"), Message("user", "u2")])
+            return self._run(messages)
         except BrokenModel:
-            return False
-        places = [text.find(word) for word in ("s1", "u1", "a1", "s2", "u2")]
-        return places == sorted(places) and min(places) >= 0
+            return ""
+
+
+def _in_order(text: str, *words: str) -> bool:
+    places = [text.find(word) for word in words]
+    return places == sorted(places) and min(places) >= 0
 
 
 def _broken(marker: str) -> str:
@@ -139,12 +153,12 @@ def _refuse(reason: str) -> Any:
     raise TemplateError(reason)
 
 
-def _fold_systems(messages: Sequence[Message]) -> list[Message]:
-    """Put every system message but the first in front of the message that follows it."""
+def _fold_systems(messages: Sequence[Message], *, keep_first: bool) -> list[Message]:
+    """Put every system message, or every one but the first, in front of the message that follows it."""
     folded: list[Message] = []
     waiting = ""
     for at, message in enumerate(messages):
-        if message.role == "system" and at > 0:
+        if message.role == "system" and not (keep_first and at == 0):
             waiting += message.content + "\n\n"
         else:
             folded.append(Message(message.role, waiting + message.content))
@@ -204,9 +218,9 @@ def build_prompt(
 
 
 def passage_block(form: PromptFormat, passages: Sequence[Passage]) -> str:
-    """Return the passages as one labelled text, markers broken."""
+    """Return the passages as one labelled text, markers broken; the best stands last, nearest to the message."""
     parts = [PASSAGE_HEADER]
-    for number, passage in enumerate(passages, 1):
+    for number, passage in reversed(list(enumerate(passages, 1))):
         heading = " - ".join(part for part in (passage.title, passage.section) if part) or passage.source
         parts.append(f"[{number}] {form.neutralise(heading)}\n{form.neutralise(passage.text)}")
     return "\n\n".join(parts)

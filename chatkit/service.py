@@ -92,16 +92,14 @@ class OpenChatKitService:
             Conflict: the request id is running with another message.
         """
         self._validate(request)
-        key = (request.owner, request.request_id)
+        key, what = (request.owner, request.request_id), (request.session_id, request.text)
         live = self.turns.find(key)
-        if live is not None:
-            if live.what != (request.session_id, request.text):
-                raise Conflict(
-                    f"request_id {request.request_id!r} is being answered for another message; use a new one"
-                )
-            return live
-        what = (request.session_id, request.text)
-        return self.turns.start(key, lambda live: self._turn(request, live), what=what, patient=patient)
+        if live is None:
+            return self.turns.start(key, lambda live: self._turn(request, live), what=what, patient=patient)
+        if live.what != what:
+            raise Conflict(f"request_id {request.request_id!r} is being answered for another message; use a new one")
+        live.patient = live.patient or patient
+        return live
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Event]:
         """Yield the turn's events; a consumer that stops iterating cancels the turn."""
@@ -175,9 +173,6 @@ class OpenChatKitService:
     ) -> AsyncIterator[Event]:
         """Generate, moderate and store the reply of an accepted turn."""
         prompt = self._prompt_before(request, ticket, plan)
-        yield TurnStarted(ticket.session_id, ticket.request_id)
-        if prompt.passages:
-            yield Retrieved(prompt.passages)
         lease = asyncio.create_task(self._keep_lease(ticket))
         deadline = asyncio.get_running_loop().call_later(request.deadline_s or self._options.deadline_s, live.expire)
         sent = ""
@@ -185,6 +180,9 @@ class OpenChatKitService:
             words = (*self.model.format.stop_words, *request.sampling.stop_words)
             generation = self.model.generate(prompt.text, replace(request.sampling, stop_words=words))
             live.stop_with(generation.cancel)
+            yield TurnStarted(ticket.session_id, ticket.request_id)  # not before the engine has taken the prompt
+            if prompt.passages:
+                yield Retrieved(prompt.passages)
             chunks = _ending_at_deadline(live, stopping.hold_back(generation, words))
             gate = release.ReleaseGate(chunks, self._moderator, self._options.gate)
             async for text in gate.released():
@@ -239,8 +237,12 @@ class OpenChatKitService:
     async def _keep_lease(self, ticket: Ticket) -> None:
         while True:
             await asyncio.sleep(_RENEW_EVERY)
-            with suppress(StoreFailed):  # the next renewal, or finish, will tell
+            try:
                 await self._store.renew(ticket)
+            except StoreFailed:
+                continue  # the next renewal, or finish, will tell
+            except Conflict:
+                return  # another attempt has taken the turn over; finish will say so
 
     async def _load(self, request: ChatRequest, session_id: str) -> Conversation:
         return await self._store.load(request.owner, session_id, limit=self._options.history_turns)
@@ -267,7 +269,7 @@ class OpenChatKitService:
                 f"max_new_tokens is {reserve}, but {self.model.name} holds {window} tokens of prompt and answer"
             )
         today = datetime.now(UTC).strftime("%A, %d %B %Y")  # the day, no clock: the prefix holds until midnight
-        system = f"{self._options.system_prompt}\nToday is {today}." if self._options.system_prompt else ""
+        system = f"{self._options.system_prompt} Today is {today}." if self._options.system_prompt else ""
         return prompts.build_prompt(
             self.model.format,
             self.model.count_tokens,

@@ -51,7 +51,7 @@ class Settings:
     prefix_cache: bool = _setting(True, "Reuse the cache of prompts that start alike.")
 
     system_prompt: str = _setting(
-        "You are a helpful assistant. Answer in one or two short sentences.", "First message of every prompt."
+        "You are a helpful AI assistant.", "First message of every prompt; the day is added to it."
     )
     max_new_tokens: int = _setting(256, "Length of a reply where the request names none, in tokens.")
     deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
@@ -59,7 +59,7 @@ class Settings:
 
     index: str = _setting("docs", "Name of the index to answer from; empty for none.")
     k: int = _setting(3, "Passages looked up for a message.")
-    min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
+    min_score: float = _setting(0.3, "Least cosine of a passage that is used.")
 
     policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")
     gate: Literal["check_first", "stream_first", "final_only"] = _setting(
@@ -82,7 +82,10 @@ class Settings:
         _require(1 <= self.max_running <= 4096, "max_running", self.max_running, "a number from 1 to 4096")
         _require(self.max_queue >= 1, "max_queue", self.max_queue, "at least 1")
         _require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "a number from 1 to 32768")
-        _require(self.deadline_s > 0, "deadline_s", self.deadline_s, "more than 0")
+        _require(0 < self.deadline_s <= 86400, "deadline_s", self.deadline_s, "a number above 0, at most 86400")
+        _require(0 <= self.drain_s <= 3600, "drain_s", self.drain_s, "a number from 0 to 3600")
+        key_ok = self.api_key is None or (self.api_key != "" and self.api_key.strip() == self.api_key)
+        _require(key_ok, "api_key", self.api_key, "a key that is not empty, without spaces around it")
         _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
         _require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         _require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
@@ -158,6 +161,8 @@ def _from_file(file: Path | None, known: Mapping[str, Field[Any]]) -> dict[str, 
         table = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{str(file)!r} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{str(file)!r} cannot be read ({error.strerror}); name another with --config") from error
     for name in table:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
@@ -176,11 +181,13 @@ def _parse(spec: Field[Any], raw: Any, where: str) -> Any:
             return _boolean(raw)
         if kind in (int, float) and isinstance(raw, bool):
             raise ValueError
+        if issubclass(kind, str) and not isinstance(raw, str):
+            raise ValueError
         if kind is int and isinstance(raw, float) and not raw.is_integer():
             raise ValueError
         return kind(raw)
     except (ValueError, TypeError):
-        expected = "one of " + ", ".join(map(repr, literals)) if literals else f"a value of type {kind.__name__}"
+        expected = "one of " + ", ".join(map(repr, literals)) if literals else f"a value of type {_type_name(kind)}"
         shown = "the value given" if spec.metadata["secret"] else repr(raw)
         raise ConfigError(f"{where} is {shown}, expected {expected}") from None
 
@@ -192,6 +199,10 @@ def _kind(spec: Field[Any]) -> tuple[type, tuple[str, ...]]:
         return str, get_args(hint)
     options = [o for o in get_args(hint) if o is not type(None)]
     return (options[0] if options else hint), ()
+
+
+def _type_name(kind: type) -> str:
+    return "str" if issubclass(kind, str) else kind.__name__
 
 
 def _boolean(raw: Any) -> bool:

@@ -19,10 +19,11 @@ class StopWords:
         if self.hit:
             return ""
         self._held += text
-        found = [at for at in (self._held.find(w) for w in self._words) if at >= 0]
+        found = [(at + len(word), at) for word in self._words if (at := self._held.find(word)) >= 0]
         if found:
             self.hit = True
-            safe, self._held = self._held[: min(found)], ""
+            _, start = min(found)  # of overlapping words the one that ends first, however the text was split
+            safe, self._held = self._held[:start], ""
             return safe
         keep = self._possible_start()
         safe, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -50,12 +51,13 @@ async def hold_back(generation: Generation, words: Sequence[str]) -> AsyncIterat
     The last chunk has `finish_reason="stop"` after a hit and the model's own otherwise; every token made is counted.
     """
     stop = StopWords(words)
-    async for chunk in generation:
+    chunks = aiter(generation)
+    async for chunk in chunks:
         text = stop.feed(chunk.text)
         if stop.hit:
             if chunk.finish_reason is None:
                 generation.cancel()
-                chunk = await _last(generation, chunk)
+            chunk = await _last(chunks, chunk)
             yield Chunk(text, chunk.tokens, "stop", chunk.prompt_tokens)
             return
         if chunk.finish_reason is not None:
@@ -64,9 +66,9 @@ async def hold_back(generation: Generation, words: Sequence[str]) -> AsyncIterat
             yield Chunk(text, chunk.tokens, chunk.finish_reason, chunk.prompt_tokens)
 
 
-async def _last(generation: Generation, chunk: Chunk) -> Chunk:
-    """Drain a cancelled generation and return its end, with the tokens counted from `chunk` on."""
+async def _last(chunks: AsyncIterator[Chunk], chunk: Chunk) -> Chunk:
+    """Drain a generation that is over and return its end, with the tokens counted from `chunk` on."""
     tokens = chunk.tokens
-    async for chunk in generation:
+    async for chunk in chunks:
         tokens += chunk.tokens
     return Chunk("", tokens, chunk.finish_reason, chunk.prompt_tokens)

@@ -12,6 +12,9 @@ from chatkit.types import Error, Event, Reply, TextDelta
 
 log = logging.getLogger(__name__)
 
+# A cancelled turn has this long to stop its model and store what was sent. Seconds.
+_STORE_GRACE = 5.0
+
 
 class LiveTurn:
     """One turn while it runs.
@@ -63,6 +66,11 @@ class LiveTurn:
         if isinstance(last, Error):
             raise last.error
         raise AssertionError("a turn ends with Reply or Error")
+
+    async def ended(self) -> None:
+        """Wait for the end without listening."""
+        while not self._ended:
+            await self._changed.wait()
 
     def cancel(self) -> None:
         """Ask the turn to stop: it ends aborted, with what was sent. Harmless after the end, and twice."""
@@ -123,8 +131,9 @@ class LiveTurns:
         return len(self._turns)
 
     def find(self, key: Hashable) -> LiveTurn | None:
-        """Return the running turn of this request, so that a repeat can join it."""
-        return self._turns.get(key)
+        """Return the turn of this request that a repeat can join: one that runs and was not cancelled."""
+        live = self._turns.get(key)
+        return None if live is None or live.cancelled else live
 
     def start(
         self,
@@ -134,16 +143,18 @@ class LiveTurns:
         what: Hashable = None,
         patient: bool = False,
     ) -> LiveTurn:
-        """Start a turn in a task of its own."""
+        """Start a turn in a task of its own; a cancelled one of the same request ends first."""
         live = LiveTurn(what=what, patient=patient)
+        before = self._turns.get(key)
         self._turns[key] = live
-        task = asyncio.create_task(live.drive(make(live)))
+        task = asyncio.create_task(_drive(live, make, before))
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._forget(key, done))
+        task.add_done_callback(lambda done: self._forget(key, live, done))
         return live
 
-    def _forget(self, key: Hashable, task: "asyncio.Task[None]") -> None:
-        self._turns.pop(key, None)
+    def _forget(self, key: Hashable, live: LiveTurn, task: "asyncio.Task[None]") -> None:
+        if self._turns.get(key) is live:
+            del self._turns[key]
         self._tasks.discard(task)
 
     async def drain(self, grace: float) -> None:
@@ -153,4 +164,10 @@ class LiveTurns:
         for live in self._turns.values():
             live.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace)
+            await asyncio.wait(self._tasks, timeout=_STORE_GRACE)
+
+
+async def _drive(live: LiveTurn, make: Callable[[LiveTurn], AsyncIterator[Event]], before: LiveTurn | None) -> None:
+    if before is not None:
+        await before.ended()
+    await live.drive(make(live))

@@ -1,6 +1,5 @@
 """The values that travel through one chat turn. Frozen, validated once, and free of any library."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -92,8 +91,8 @@ class SamplingParams:
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
-        raise InvalidRequest(f"{name} is {value!r}, expected a number from {low} to {high}")
+    if not low <= value <= high:  # false for NaN too
+        raise InvalidRequest(f"{name} is {value!r:.40}, expected a number from {low} to {high}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ class LocalGeneration:
             while True:
                 step = await self._steps.get()
                 if isinstance(step, EngineFailed):
-                    raise step
+                    raise EngineFailed(str(step))  # one of its own: a shared exception would keep every raiser's frames
                 tokens, reason = step
                 text = "".join(decoder.step(tokenizer, token) or "" for token in tokens)
                 if reason == "ignored":
@@ -174,7 +174,7 @@ class LocalModel:
     def generate(self, prompt: str, sampling: SamplingParams) -> LocalGeneration:
         """Queue a prompt; see protocols.LanguageModel."""
         if self._failure:
-            raise self._failure
+            raise EngineFailed(str(self._failure))
         if len(self._live) >= self._options.max_running + self._options.max_queue:
             raise Overloaded(
                 f"{len(self._live)} generations are running or waiting, the most this server takes; try again shortly"
@@ -211,17 +211,22 @@ class LocalModel:
             raise AssertionError("the worker was started with pipes")
         stderr = asyncio.create_task(self._keep_complaints(process.stderr))
         why = ""
-        async for line in process.stdout:
-            event = json.loads(line)
-            if "step" in event:
-                self._hand_out(event["step"])
-            elif "ready" in event:
-                self._failure = None
-                ready.set_result(None)
-            elif "refused" in event:
-                self._refuse(event["refused"], event["why"])
-            else:
-                why = event["fatal"]
+        try:
+            async for line in process.stdout:
+                event = json.loads(line)
+                if "step" in event:
+                    self._hand_out(event["step"])
+                elif "ready" in event:
+                    self._failure = None
+                    ready.set_result(None)
+                elif "refused" in event:
+                    self._refuse(event["refused"], event["why"])
+                else:
+                    why = event["fatal"]
+        except ValueError:  # the worker died within a line
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            why = "its last line is incomplete"
         code = await process.wait()
         await stderr
         why = why or (self._complaints[-1] if self._complaints else "no message")

@@ -157,7 +157,7 @@ async def _error_response(request: Request, error: errors.ChatkitError) -> Respo
 
 async def _http_error_response(request: Request, error: HTTPException) -> Response:
     codes = {404: "not_found", 405: "method_not_allowed"}
-    message = f"{request.method} {request.url.path[:80]} is not served here; POST /invocations and GET /ping are"
+    message = f"{request.method} {request.url.path[:80]!r} is not served here; POST /invocations and GET /ping are"
     body = {"error": {"code": codes.get(error.status_code, "http_error"), "message": message}}
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 

@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 import uvicorn
 
@@ -35,6 +38,43 @@ def bind(settings: Settings) -> socket.socket:
         ) from error
 
 
+class _Server(uvicorn.Server):
+    """A server that stops at a signal and leaves the rest to `serve`.
+
+    uvicorn's own raises the signal again once its connections are closed: the process would end before turns that
+    nobody listens to are stored.
+    """
+
+    asked_at: float | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone; `stops_at_signals` has them."""
+        yield
+
+    @contextlib.contextmanager
+    def stops_at_signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as requests to stop."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop, and at a second SIGINT do not wait for open connections."""
+        self.asked_at = self.asked_at or time.monotonic()
+        super().handle_exit(sig, frame)
+
+    def patience_left(self, patience: float) -> float:
+        """Return how many of `patience` seconds are left since the first signal."""
+        return patience if self.asked_at is None else max(0.0, patience - (time.monotonic() - self.asked_at))
+
+
 async def serve(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> None:
     """Answer over HTTP until told to stop.
 
@@ -52,7 +92,13 @@ async def serve(settings: Settings, listener: socket.socket, announce: Callable[
         timeout_graceful_shutdown=int(settings.drain_s) + 1,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    with server.stops_at_signals():
+        await _run(server, app, listener, announce)
+
+
+async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce: Callable[[str], None]) -> None:
+    settings = app.settings
     web = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(build_service(settings))
     started = time.perf_counter()
@@ -70,6 +116,6 @@ async def serve(settings: Settings, listener: socket.socket, announce: Callable[
         with contextlib.suppress(asyncio.CancelledError):
             await web
         if app.service is not None:
-            await app.service.close(settings.drain_s)
+            await app.service.close(server.patience_left(settings.drain_s))
         elif loading.done() and not loading.cancelled() and loading.exception() is None:
             await loading.result().close(0)

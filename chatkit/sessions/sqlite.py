@@ -14,7 +14,7 @@ from chatkit.conversation import Conversation
 from chatkit.errors import Conflict, NotFound, StoreFailed
 from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
 from chatkit.sessions import items
-from chatkit.types import Owner
+from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,8 +48,7 @@ class SQLiteStore:
         self._reader = ThreadPoolExecutor(1, "sqlite-read")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._write = _connect(file)
-            _migrate(self._write, file)
+            self._write = _open(file)
             self._read = _connect(file)
         except (sqlite3.Error, OSError) as error:
             raise StoreFailed(f"the session store {str(file)!r} cannot be opened: {error}; check its folder") from error
@@ -97,7 +96,7 @@ class SQLiteStore:
 
     def _load(self, owner: Owner, session_id: str, limit: int) -> Conversation:
         rows = self._read.execute(
-            "SELECT sk, body, lease FROM items WHERE pk = ? ORDER BY sk DESC LIMIT ?",
+            "SELECT sk, CAST(body AS BLOB), lease FROM items WHERE pk = ? ORDER BY sk DESC LIMIT ?",
             (items.session_key(owner, session_id), limit + 1),
         ).fetchall()
         if not rows or rows[0][0] != items.META:
@@ -107,9 +106,9 @@ class SQLiteStore:
         now = self._clock()
         turns = []
         for sk, body, lease in rows[1:]:
-            item = _decoded(body, sk)
-            if item is not None:
-                turns.append(items.turn_of(item, expired=lease is not None and lease < now))
+            turn = _decoded(body, sk, expired=lease is not None and lease < now)
+            if turn is not None:
+                turns.append(turn)
         return Conversation(tuple(reversed(turns)))
 
     def _accept(self, turn: NewTurn) -> Accepted:
@@ -176,7 +175,12 @@ class SQLiteStore:
 
     def _get(self, partition: str, key: str) -> tuple[dict[str, Any], float | None] | None:
         row = self._write.execute("SELECT body, lease FROM items WHERE pk = ? AND sk = ?", (partition, key)).fetchone()
-        return None if row is None else (json.loads(row[0]), row[1])
+        if row is None:
+            return None
+        try:
+            return json.loads(row[0]), row[1]
+        except ValueError:
+            raise StoreFailed(f"the session store holds a damaged entry {key!r}; send a new request_id") from None
 
     def _put(self, partition: str, key: str, item: dict[str, Any], lease: float | None = None) -> None:
         body = json.dumps(item, ensure_ascii=False, separators=(",", ":"))
@@ -186,6 +190,16 @@ class SQLiteStore:
         """Point the request id at its turn; how that turn stands is read there, so the two cannot disagree."""
         body = {"session_id": ticket.session_id, "seq": ticket.seq}
         self._put(items.request_key(ticket.owner, ticket.request_id), items.REQUEST, body)
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    connection = _connect(file)
+    try:
+        _migrate(connection, file)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _connect(file: Path) -> sqlite3.Connection:
@@ -204,13 +218,10 @@ def _migrate(connection: sqlite3.Connection, file: Path) -> None:
     connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
-def _decoded(body: str, key: str) -> dict[str, Any] | None:
-    """Return an item, or None for a damaged row: one bad turn does not hide the rest of its session."""
+def _decoded(body: bytes, key: str, *, expired: bool) -> Turn | None:
+    """Return a turn, or None for a damaged row: one bad turn does not hide the rest of its session."""
     try:
-        item: dict[str, Any] = json.loads(body)
-        if item["seq"] < 1 or "user" not in item:
-            raise ValueError(key)
+        return items.turn_of(json.loads(body), expired=expired)
     except (ValueError, KeyError, TypeError):
         log.error("turn %s of a session is damaged and left out", key)
         return None
-    return item

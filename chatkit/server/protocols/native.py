@@ -68,7 +68,7 @@ class Invocation:
         tokens = max_new_tokens if given.max_new_tokens is None else given.max_new_tokens
         self.request = ChatRequest(
             text=body.inputs,
-            request_id=given.request_id or new_request_id(),
+            request_id=new_request_id() if given.request_id is None else given.request_id,
             owner=owner,
             session_id=given.session_id,
             client_request_id=given.request_id is not None,
@@ -89,6 +89,8 @@ def _parse(raw: bytes) -> _Body:
         raise InvalidRequest(f"the body is not UTF-8: byte {raw[error.start]:#04x} at {error.start}") from None
     except json.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+    except ValueError:
+        raise InvalidRequest("the body holds a number of thousands of digits, expected one in range") from None
     except RecursionError:
         raise InvalidRequest("the body is nested too deeply, expected an object with `inputs`") from None
     if not isinstance(table, dict):
