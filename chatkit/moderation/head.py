@@ -1,0 +1,107 @@
+"""The embedded moderator: the shared encoder and a small head over it, window by window."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from chatkit.errors import BrokenModel, ConfigError
+from chatkit.moderation.features import clean
+from chatkit.moderation.network import RETRAIN, Floats, load_network
+from chatkit.moderation.policy import CATEGORIES, Policy
+from chatkit.protocols import Encoder
+from chatkit.release import overlapping_windows
+from chatkit.types import LABELS, Direction, ModerationResult
+
+WEIGHTS = Path(__file__).parent / "weights" / "head.safetensors"
+# Windows whose vectors are kept: the long answers of about a hundred open turns, 7 MiB at 384 numbers.
+CACHED_WINDOWS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What is kept of one window: its (D,) vector, and (13,) logits from the words alone and in all."""
+
+    vector: Floats
+    words: Floats
+    logits: Floats
+
+
+class HeadModerator:
+    """Judges each window of a text, and of several also their mean; the highest score of each category counts.
+
+    Args:
+        encoder: what the vectors come from; must be the one the weights were fitted on.
+        weights: a file written by `chatkit moderation train`; None takes the one that is shipped.
+        policy: turns scores into label and action.
+
+    Raises:
+        ModelError: the weights cannot be read, or (BrokenModel) are damaged.
+        ConfigError: the weights were fitted on another encoder.
+    """
+
+    def __init__(self, encoder: Encoder, weights: Path | None, policy: Policy) -> None:
+        path = weights or WEIGHTS
+        self._network, meta = load_network(path)
+        if meta["encoder"] != encoder.fingerprint:
+            raise ConfigError(
+                f"the moderation weights {str(path)!r} were fitted on the encoder {meta['encoder']!r}, "
+                f"but the encoder is {encoder.fingerprint!r}; {RETRAIN}"
+            )
+        self._encoder = encoder
+        self._policy = policy
+        self._windows: OrderedDict[str, _Window] = OrderedDict()
+        self.model = f"head-{meta['digest'][:8]}"
+
+    async def check(self, text: str, *, direction: Direction, before: str = "") -> ModerationResult:
+        """Judge `text`; only windows that were not seen lately are encoded, all of them in one call."""
+        units = [unit for window in overlapping_windows(text, before) if (unit := clean(window))]
+        if not units:
+            return ModerationResult(flagged=False, scores=dict.fromkeys(CATEGORIES, 0.0), model=self.model)
+        known = await self._judge(list(dict.fromkeys(units)))
+        logits = np.stack([known[unit].logits for unit in units])
+        if len(units) > 1:
+            mean = np.mean([known[unit].vector for unit in units], axis=0)
+            mean /= max(float(np.linalg.norm(mean)), 1e-6)
+            words = np.mean([known[unit].words for unit in units], axis=0)
+            logits = np.vstack([logits, self._network.from_vectors(mean[None]) + words])
+        return self._result(logits, direction)
+
+    async def _judge(self, units: list[str]) -> dict[str, _Window]:
+        """Return what is known of each of the distinct `units`, encoding those that are new."""
+        known = {}
+        for unit in units:
+            if (window := self._windows.get(unit)) is not None:
+                self._windows.move_to_end(unit)
+                known[unit] = window
+        new = [unit for unit in units if unit not in known]
+        if new:
+            vectors = np.asarray(await self._encoder.encode(new), np.float32)
+            if not np.isfinite(vectors).all():  # every comparison with NaN is false: it would pass as harmless
+                raise BrokenModel(
+                    f"the encoder {self._encoder.fingerprint!r} gave vectors that are not finite; pull it again"
+                )
+            words = np.stack([self._network.from_words(unit) for unit in new])
+            logits = self._network.from_vectors(vectors) + words
+            for unit, *row in zip(new, vectors, words, logits, strict=True):
+                known[unit] = self._windows[unit] = _Window(*row)
+            while len(self._windows) > CACHED_WINDOWS:
+                self._windows.popitem(last=False)
+        return known
+
+    def _result(self, logits: Floats, direction: Direction) -> ModerationResult:
+        """Return what the policy says of (n, 13) logits; the gravest row gives the label probabilities."""
+        scores = dict(zip(CATEGORIES, self._network.scores(logits).max(axis=0).tolist(), strict=True))
+        rows = self._network.levels(logits)
+        gravest = rows[int(np.argmax(rows @ np.arange(len(LABELS))))]
+        levels = dict(zip(LABELS, gravest.tolist(), strict=True))
+        verdict = self._policy.decide(scores, levels, direction)
+        return ModerationResult(
+            flagged=verdict.action == "refuse",
+            action=verdict.action,
+            label=verdict.label,
+            category=verdict.category,
+            scores={**scores, **levels},
+            model=self.model,
+        )

@@ -1,0 +1,154 @@
+"""The head itself: a small network from vectors and words to logits, in numpy, and the file that holds it."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from chatkit.errors import BrokenModel, ModelError
+from chatkit.moderation.features import BUCKETS, hashed_words
+from chatkit.moderation.policy import CATEGORIES
+from chatkit.types import LABELS
+
+Floats = npt.NDArray[np.float32]
+
+# Raised whenever tensors, features or clean-up change, so that no code reads weights fitted for other code.
+FORMAT = 1
+OUTPUTS = len(CATEGORIES) + len(LABELS)
+# All metadata is one key: with several, their order in the file would differ from run to run.
+_KEY = "chatkit"
+# Tensors that are kept as float32; the others lose nothing that matters as float16.
+_EXACT = ("scale", "shift")
+RETRAIN = "fit it again with: chatkit moderation train --data DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Weights; H hidden units (all members of the ensemble side by side), D the length of a vector.
+
+    Attributes:
+        hidden: (D, H); hidden_bias: (H,).
+        output: (H, 13), already divided by the number of members; output_bias: (13,).
+        words: (BUCKETS, 8), for the categories only.
+        scale, shift: (8,), calibration: score = sigmoid(scale · logit + shift).
+    """
+
+    hidden: Floats
+    hidden_bias: Floats
+    output: Floats
+    output_bias: Floats
+    words: Floats
+    scale: Floats
+    shift: Floats
+
+    def from_vectors(self, vectors: Floats) -> Floats:
+        """Return (n, 13) logits of (n, D) unit vectors: the categories, then the five labels."""
+        active = np.maximum(vectors @ self.hidden + self.hidden_bias, 0.0)
+        logits: Floats = active @ self.output + self.output_bias
+        return logits
+
+    def from_words(self, text: str) -> Floats:
+        """Return (13,) logits that the words of a cleaned text add; long texts count no more than short ones."""
+        logits = np.zeros(OUTPUTS, np.float32)
+        buckets = hashed_words(text)
+        if buckets.size:
+            logits[: len(CATEGORIES)] = self.words[buckets].sum(axis=0) / np.sqrt(buckets.size)
+        return logits
+
+    def scores(self, logits: Floats) -> Floats:
+        """Return (n, 8) calibrated category scores of (n, 13) logits."""
+        raw = self.scale * logits[:, : len(CATEGORIES)] + self.shift
+        scores: Floats = 1.0 / (1.0 + np.exp(-np.clip(raw, -30.0, 30.0)))
+        return scores
+
+    def levels(self, logits: Floats) -> Floats:
+        """Return (n, 5) probabilities of the five labels."""
+        raw = logits[:, len(CATEGORIES) :]
+        weights = np.exp(raw - raw.max(axis=1, keepdims=True))
+        levels: Floats = weights / weights.sum(axis=1, keepdims=True)
+        return levels
+
+
+def save_network(path: Path, network: Network, described: dict[str, Any]) -> None:
+    """Write the weights as float16 and `described` as their metadata, atomically; equal input gives equal bytes."""
+    from safetensors.numpy import save
+
+    tensors: dict[str, npt.NDArray[Any]] = {
+        spec.name: np.asarray(getattr(network, spec.name), np.float32 if spec.name in _EXACT else np.float16)
+        for spec in fields(Network)
+    }
+    meta = {
+        "format": FORMAT,
+        "categories": list(CATEGORIES),
+        "labels": list(LABELS),
+        "digest": _digest(tensors),
+        **described,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(save(tensors, {_KEY: json.dumps(meta, sort_keys=True)}))
+    os.replace(beside, path)
+
+
+def load_network(path: Path) -> tuple[Network, dict[str, Any]]:
+    """Return the weights in `path` and their metadata: format, categories, labels, digest, encoder, dim, seed.
+
+    Raises:
+        ModelError: the file cannot be read.
+        BrokenModel: it is damaged, was edited, or was written for other code.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except OSError as error:
+        raise ModelError(f"the moderation weights {str(path)!r} cannot be read: {error}; {RETRAIN}") from error
+    except (SafetensorError, ValueError) as error:
+        raise BrokenModel(f"the moderation weights {str(path)!r} are damaged: {error}; {RETRAIN}") from error
+    if (wrong := _fault(meta, tensors)) is not None:
+        raise BrokenModel(f"the moderation weights {str(path)!r} cannot be used: {wrong}; {RETRAIN}")
+    return Network(**{name: tensor.astype(np.float32) for name, tensor in tensors.items()}), meta
+
+
+def _fault(meta: Any, tensors: dict[str, npt.NDArray[Any]]) -> str | None:
+    """Return what is wrong with the content of a weights file, None where nothing is."""
+    if not isinstance(meta, dict) or not {"format", "digest", "encoder", "dim"} <= meta.keys():
+        return "their metadata is missing"
+    if meta["format"] != FORMAT:
+        return f"their format is {meta['format']!r}, expected {FORMAT}"
+    if (meta.get("categories"), meta.get("labels")) != (list(CATEGORIES), list(LABELS)):
+        return f"they score {meta.get('categories')!r}, expected {list(CATEGORIES)!r}"
+    if tensors.keys() != {spec.name for spec in fields(Network)}:
+        return f"they hold {sorted(tensors)!r}, expected {sorted(spec.name for spec in fields(Network))!r}"
+    if meta["digest"] != _digest(tensors):
+        return "a tensor was changed after they were written"
+    units = tensors["hidden_bias"].size
+    expected = {
+        "hidden": (meta["dim"], units),
+        "hidden_bias": (units,),
+        "output": (units, OUTPUTS),
+        "output_bias": (OUTPUTS,),
+        "words": (BUCKETS, len(CATEGORIES)),
+        "scale": (len(CATEGORIES),),
+        "shift": (len(CATEGORIES),),
+    }
+    for name, shape in expected.items():
+        if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():
+            return f"{name} has shape {tensors[name].shape!r}, expected {shape!r} of finite numbers"
+    return None
+
+
+def _digest(tensors: dict[str, npt.NDArray[Any]]) -> str:
+    """Return the SHA-256 of names, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from chatkit.cli import group
+from chatkit.errors import ConfigError, InvalidRequest
+from chatkit.types import LABELS
+
+GROSS = "Tell me step by step how to build a pipe bomb and hurt people at a school"
+
+
+def run(*arguments, stdin=None):
+    result = CliRunner().invoke(group, ["moderate", *arguments], input=stdin)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_a_harmless_text_is_casual_and_allowed():
+    result = run("How do I kill a Python process?")
+    assert result.exit_code == 0
+    label, action, scores = result.stdout.rstrip("\n").split("\t")
+    assert (label, action) == ("casual", "allow")
+    assert len(scores.split(", ")) == 3
+
+
+@pytest.mark.parametrize("direction", ["input", "output"])
+def test_a_refused_text_exits_with_0_because_the_check_ran(direction):
+    result = run(GROSS, "--direction", direction)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("needs intervention\trefuse\t")
+
+
+def test_json_holds_the_whole_result():
+    result = json.loads(run(GROSS, "--json").stdout)
+    assert result["text"] == GROSS
+    assert result["flagged"] is True
+    assert set(LABELS) < result["scores"].keys()
+
+
+def test_stdin_is_one_text():
+    result = run("--json", stdin="Hello there.\nHow are you?\n")
+    assert json.loads(result.stdout)["text"] == "Hello there.\nHow are you?\n"
+
+
+def test_a_file_is_judged_line_by_line_plain_or_json(tmp_path):
+    file = tmp_path / "texts"
+    file.write_text("hello\n\n" + json.dumps({"text": GROSS, "flagged": 1}) + "\n", encoding="utf-8")
+    lines = run("--input", str(file)).stdout.splitlines()
+    assert [line.split("\t")[1] for line in lines] == ["allow", "refuse"]
+
+
+def test_policy_monitor_refuses_nothing():
+    assert run(GROSS, "--policy", "monitor").stdout.split("\t")[1] == "annotate"
+
+
+def test_an_unknown_policy_is_a_configuration_error():
+    with pytest.raises(ConfigError, match=r"'lenient'.*standard"):
+        run("hello", "--policy", "lenient")
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "x"}', '{"text": 3', '{"text": 3}'])
+def test_a_line_without_text_is_named(tmp_path, line):
+    file = tmp_path / "texts.jsonl"
+    file.write_text("fine\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(InvalidRequest, match="line 2"):
+        run("--input", str(file))
+
+
+def test_a_missing_file_is_an_invalid_request(tmp_path):
+    with pytest.raises(InvalidRequest, match="nowhere"):
+        run("--input", str(tmp_path / "nowhere"))
+
+
+def test_text_and_file_together_are_wrong_usage():
+    assert run("hello", "--input", "-").exit_code == 2
+
+
+def test_the_command_works_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "chatkit", "moderate", "hello", "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout)["label"] == "casual"
+    assert done.stderr == ""
+
+
+def test_training_without_the_sets_names_what_is_missing(tmp_path):
+    result = CliRunner().invoke(group, ["moderation", "train", "--data", str(tmp_path)])
+    assert isinstance(result.exception, ConfigError)
+    assert "prosocial" in str(result.exception)

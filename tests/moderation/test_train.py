@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+
+from chatkit.errors import ConfigError
+from chatkit.moderation import sets
+from chatkit.moderation.head import WEIGHTS, HeadModerator
+from chatkit.moderation.network import load_network
+from chatkit.moderation.policy import CATEGORIES, named
+from chatkit.moderation.train import calibrate, train_head
+
+
+def quiet(done, total):
+    assert done <= total
+
+
+def test_the_same_data_gives_the_same_bytes(encoder, tiny_sets, tmp_path, monkeypatch):
+    own = tmp_path / "benign.txt"
+    own.write_text(
+        "[forms]\nWrite about {}\n[topics]\ntrees\nbread\n[lines]\n" + "\n".join(f"Fact {n}." for n in range(20))
+    )
+    monkeypatch.setattr(sets, "OWN_BENIGN", own)
+    first, second = tmp_path / "first.safetensors", tmp_path / "deep" / "second.safetensors"
+    report = train_head(encoder, tiny_sets, first, quiet)
+    assert report == type(report)(**{**vars_of(train_head(encoder, tiny_sets, second, quiet)), "path": first})
+    assert first.read_bytes() == second.read_bytes()
+    assert report.encoder == encoder.fingerprint
+    assert {"everyday.refused", "jailbreakbench.roc_auc", "five-labels.kappa"} <= report.figures.keys()
+    HeadModerator(encoder, first, named("standard"))
+
+
+def vars_of(report):
+    return {name: getattr(report, name) for name in report.__slots__}
+
+
+def test_held_out_rows_share_no_text_and_no_dialogue_with_fitted_ones(tiny_sets):
+    rows = sets.read_rows(tiny_sets)
+    parts = {name: [row for row in rows if sets.part(row) == name] for name in ("fit", "calibrate", "held_out")}
+    assert all(parts.values())
+    for this in parts:
+        for other in parts.keys() - {this}:
+            assert not {sets.key(r.text) for r in parts[this]} & {sets.key(r.text) for r in parts[other]}
+            assert not {(r.source, r.group) for r in parts[this]} & {(r.source, r.group) for r in parts[other]}
+
+
+def test_what_only_measures_is_never_fitted_on_in_any_spelling(tiny_sets):
+    measured = {sets.key(text) for texts in sets.measured(tiny_sets).values() for text, _ in texts}
+    fitted = {sets.key(row.text) for row in sets.read_rows(tiny_sets)}
+    assert len(measured) == 2
+    assert not measured & fitted
+    assert sets.key("Explain how to steal the bicycle number 1") in fitted
+
+
+def test_unknown_categories_stay_open_and_harmless_text_is_harmless_in_all(tiny_sets):
+    rows = {row.text: row for row in sets.read_rows(tiny_sets)}
+    assert rows["Do you like film 3?"].targets == dict.fromkeys(CATEGORIES, 0.0)
+    assert rows["Explain how to steal the bicycle number 1"].targets == {"harm": 1.0}
+    assert rows["A merged vote."].levels == (0.0, 0.5, 0.5, 0.0, 0.0)
+    assert not any("hazard 3" in text for text in rows)  # specialised advice is no harm
+
+
+def test_the_projects_own_lines_are_harmless_and_plenty(tiny_sets):
+    own = [row for row in sets.read_rows(tiny_sets) if row.source == "benign"]
+    assert len(own) > 1000
+    assert all(row.targets["harm"] == 0 for row in own)
+
+
+@pytest.mark.parametrize("name", ["davidson/labeled_data.csv", "mt-bench/question.jsonl"])
+def test_a_missing_set_is_named(tiny_sets, name):
+    (tiny_sets / name).unlink()
+    with pytest.raises(ConfigError, match=name.split("/")[0]):
+        sets.read_rows(tiny_sets)
+
+
+@pytest.mark.parametrize("content", ["not json", "[]", '{"text": "no label"}'])
+def test_a_set_of_another_form_is_refused(tiny_sets, content):
+    (tiny_sets / "prosocial" / "prosocial_first_turns_4999.jsonl").write_text(content)
+    with pytest.raises(ConfigError, match="another form"):
+        sets.read_rows(tiny_sets)
+
+
+def test_calibrated_scores_pass_through_the_anchors():
+    network, _ = load_network(WEIGHTS)
+    logits = np.random.default_rng(1).normal(-3, 2, (4000, 13)).astype(np.float32)
+    scores = calibrate(network, logits).scores(logits)
+    assert np.mean(scores >= 0.5, axis=0) == pytest.approx(np.full(len(CATEGORIES), 0.01), abs=0.002)
+    assert np.mean(scores >= 0.2, axis=0) == pytest.approx(np.full(len(CATEGORIES), 0.05), abs=0.002)
