@@ -59,7 +59,7 @@ class Settings:
 
     index: str = _setting("docs", "Name of the index to answer from; empty for none.")
     k: int = _setting(3, "Passages looked up for a message.")
-    min_score: float = _setting(0.3, "Least cosine of a passage that is used.")
+    min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
 
     policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")
     gate: Literal["check_first", "stream_first", "final_only"] = _setting(
