@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -52,12 +51,13 @@ class Served:
             text=True,
         )
         found = threading.Event()
-        threading.Thread(target=self._follow, args=(found,), daemon=True).start()
+        self._follower = threading.Thread(target=self._follow, args=(found,), daemon=True)
+        self._follower.start()
         if not found.wait(60) or self.process.poll() is not None:
             raise AssertionError(f"chatkit serve did not get ready: {self.log}")
-        address = re.search(r"http://\S+", self.log)
-        assert address, self.log
-        self.client = httpx.Client(base_url=address[0], timeout=120)
+        addresses = re.findall(r"http://\S+", self.log)  # the log goes on over a restart, the last one counts
+        assert addresses, self.log
+        self.client = httpx.Client(base_url=addresses[-1], timeout=120)
         return self
 
     def _follow(self, found: threading.Event) -> None:
@@ -76,8 +76,8 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(30)
-        deadline = time.monotonic() + 5
-        while self.process.stderr and not self.process.stderr.closed and time.monotonic() < deadline:
+        self._follower.join(5)
+        if self.process.stderr:
             self.process.stderr.close()
         return code
 
