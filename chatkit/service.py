@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -103,8 +103,9 @@ class OpenChatKitService:
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Event]:
         """Yield the turn's events; a consumer that stops iterating cancels the turn."""
-        async for event in self.start(request).events():
-            yield event
+        async with aclosing(self.start(request).events()) as events:
+            async for event in events:
+                yield event
 
     async def reply(self, request: ChatRequest) -> Reply:
         """Return the turn's result.
@@ -235,14 +236,11 @@ class OpenChatKitService:
             raise NotSaved(f"the answer was made but not stored: {error}") from error
 
     async def _keep_lease(self, ticket: Ticket) -> None:
-        while True:
-            await asyncio.sleep(_RENEW_EVERY)
-            try:
-                await self._store.renew(ticket)
-            except StoreFailed:
-                continue  # the next renewal, or finish, will tell
-            except Conflict:
-                return  # another attempt has taken the turn over; finish will say so
+        with suppress(Conflict):  # another attempt has taken the turn over; finish will say so
+            while True:
+                await asyncio.sleep(_RENEW_EVERY)
+                with suppress(StoreFailed):  # the next renewal, or finish, will tell
+                    await self._store.renew(ticket)
 
     async def _load(self, request: ChatRequest, session_id: str) -> Conversation:
         return await self._store.load(request.owner, session_id, limit=self._options.history_turns)

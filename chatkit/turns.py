@@ -67,6 +67,11 @@ class LiveTurn:
             raise last.error
         raise AssertionError("a turn ends with Reply or Error")
 
+    @property
+    def open(self) -> bool:
+        """Whether somebody who joins now will see an answer: the turn neither ended nor was cancelled."""
+        return not self._ended and not self.cancelled
+
     async def ended(self) -> None:
         """Wait for the end without listening."""
         while not self._ended:
@@ -133,7 +138,7 @@ class LiveTurns:
     def find(self, key: Hashable) -> LiveTurn | None:
         """Return the turn of this request that a repeat can join: one that runs and was not cancelled."""
         live = self._turns.get(key)
-        return None if live is None or live.cancelled else live
+        return live if live is not None and live.open else None
 
     def start(
         self,

@@ -178,8 +178,8 @@ class SQLiteStore:
         if row is None:
             return None
         try:
-            return json.loads(row[0]), row[1]
-        except ValueError:
+            return dict(json.loads(row[0])), row[1]
+        except (ValueError, TypeError):
             raise StoreFailed(f"the session store holds a damaged entry {key!r}; send a new request_id") from None
 
     def _put(self, partition: str, key: str, item: dict[str, Any], lease: float | None = None) -> None:
