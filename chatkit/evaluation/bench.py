@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from chatkit.errors import InvalidRequest
 from chatkit.evaluation.bare import BareAnswer, BarePipeline, BareRound
+from chatkit.evaluation.processes import machine_cpu_seconds
 from chatkit.evaluation.report import Report, Spread
 from chatkit.evaluation.served import ServedAnswer, ServedChatkit, ServedRound
 from chatkit.evaluation.workload import PromptFrame, Workload
@@ -22,6 +24,8 @@ _SYSTEM_PROMPT = "You are a storyteller."
 # Turns of one round: enough that the ends of a round, where not all clients are busy, weigh little.
 _LEAST_TURNS = 6
 _TURNS_A_CLIENT = 2
+# Other processes using more than this many cores distort every figure; the kernel and this measurement use some 0.05.
+_BUSY = 0.2
 
 Progress = Callable[[str], None]
 
@@ -64,27 +68,40 @@ def bench_engine(settings: Settings, bench: EngineBench, progress: Progress) -> 
             for number in range(bench.rounds):
                 work = _take(prompts, max(_LEAST_TURNS, _TURNS_A_CLIENT * clients))
                 bare, served = sides.pair(work, clients, bare_first=number % 2 == 0)
-                rows.append(_row(clients, number, bare, served, frame))
+                row = _row(clients, number, bare, served, frame)
+                rows.append(row | {"others_cores": round(sides.others_cores, 3)})
                 progress(_line(rows[-1]))
+    if (busy := statistics.median(row["others_cores"] for row in rows)) > _BUSY:
+        progress(f"warning: other processes used {busy:.1f} cores meanwhile; these figures say little")
     return Report("bench engine", _described(settings, bench), engine_figures(rows), rows)
 
 
 class _Sides:
-    """The bare pipeline and the service, loaded."""
+    """The bare pipeline and the service, loaded.
+
+    Attributes:
+        others_cores: cores that the rest of the machine used during the last pair of rounds.
+    """
 
     def __init__(self, bare: BarePipeline, served: ServedChatkit, eos_ids: Sequence[int]) -> None:
         self._bare = bare
         self._served = served
         self._eos_ids = list(eos_ids)
         self.new_tokens = 0
+        self.others_cores = 0.0
 
     def pair(self, work: list[Workload], clients: int, *, bare_first: bool) -> tuple[BareRound, ServedRound]:
         """Run the same prompts on both sides, one after the other; the order alternates so that drift cancels."""
+        before, began = machine_cpu_seconds(), time.perf_counter()
         if bare_first:
             bare = self._run_bare(work, clients)
-            return bare, self._run_served(work, clients)
-        served = self._run_served(work, clients)
-        return self._run_bare(work, clients), served
+            served = self._run_served(work, clients)
+        else:
+            served = self._run_served(work, clients)
+            bare = self._run_bare(work, clients)
+        used, took = machine_cpu_seconds() - before, time.perf_counter() - began
+        self.others_cores = max(0.0, (used - bare.cpu_s - sum(served.cpu_s.values())) / took)
+        return bare, served
 
     def _run_bare(self, work: list[Workload], clients: int) -> BareRound:
         config = {

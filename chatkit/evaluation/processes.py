@@ -10,6 +10,15 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
 
 
+def machine_cpu_seconds() -> float:
+    """Return the processor time that everything on this machine has used since it was started, all cores together."""
+    try:
+        user, nice, system = map(int, Path("/proc/stat").read_text(encoding="utf-8").split()[1:4])
+    except OSError:
+        return 0.0
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
 def children(pid: int) -> list[int]:
     """Return the processes that `pid` has started and that still run."""
     try:

@@ -22,6 +22,7 @@ def test_the_whole_measurement_runs_and_prints_its_named_figures(capsys):
     assert alone["tokens"] == alone["bare_tokens"] <= 6 * 8
     assert alone["same_answers"] == 1.0
     assert alone["bare_ttft_ms"] > 0
+    assert alone["others_cores"] >= 0
     assert "1 clients, round 1" in captured.err
 
 
