@@ -11,6 +11,7 @@ Events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} 
 import json
 import os
 import queue
+import secrets
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from typing import Any, TextIO
 
 # Ends of a generation, by the engine's own names.
 _REASONS = {"STOP": "stop", "LENGTH": "length"}
+# Below this the most likely token is certain, and the engine's single precision may read 0, which it refuses.
+_LEAST_TEMPERATURE = 1e-4
 
 
 class Worker:
@@ -99,14 +102,14 @@ def generation_config(config: dict[str, Any]) -> Any:
     made.repetition_penalty = config["repetition_penalty"]
     made.stop_token_ids = set(config["eos_ids"])
     made.eos_token_id = config["eos_ids"][0]
-    made.do_sample = config["temperature"] > 0
+    made.do_sample = config["temperature"] >= _LEAST_TEMPERATURE
     if made.do_sample:
         made.temperature = config["temperature"]
         made.top_p = config["top_p"]
         if config["top_k"]:
             made.top_k = config["top_k"]
-        if config["seed"] is not None:
-            made.rng_seed = config["seed"] % 2**32
+        # Without a seed the engine would use the same one for every request.
+        made.rng_seed = secrets.randbits(32) if config["seed"] is None else config["seed"] % 2**32
     if config["stop_words"]:
         # The text is cut by the service, the same for every engine; here they only save steps.
         made.stop_strings = set(config["stop_words"])
