@@ -184,6 +184,8 @@ def disk_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
             raise ModelError(
                 f"{str(folder)!r} cannot be written; set CHATKIT_MODELS_DIR to a folder of yours"
             ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise ModelError(f"{str(folder)!r} cannot be made a folder; set CHATKIT_MODELS_DIR to another") from error
         raise
 
 

