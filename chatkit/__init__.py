@@ -1,7 +1,7 @@
 """A moderated, grounded chat service you own.
 
-These are the public names; importing them imports nothing heavy. `chatkit.wiring.build_service` assembles a service from
-settings, `chatkit.testing` has a fake for every seam.
+These are the public names; importing them imports nothing heavy. `chatkit.wiring.build_service` assembles a service
+from settings, `chatkit.testing` has a fake for every seam.
 """
 
 from chatkit.errors import ChatkitError
