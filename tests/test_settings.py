@@ -45,7 +45,8 @@ def test_a_named_file_that_is_not_there_is_an_error(tmp_path) -> None:
 
 
 def test_an_unknown_key_is_named_with_the_nearest_known_one(toml) -> None:
-    with pytest.raises(ConfigError, match=r"sets 'max_new_token', which is no setting; did you mean 'max_new_tokens'\?$"):
+    near = r"sets 'max_new_token', which is no setting; did you mean 'max_new_tokens'\?$"
+    with pytest.raises(ConfigError, match=near):
         load_settings(environ={}, file=toml("max_new_token = 5"))
     with pytest.raises(ConfigError, match=r"sets 'zzzz', which is no setting; docs/configuration\.md"):
         load_settings(environ={}, file=toml("zzzz = 5"))
