@@ -1,6 +1,7 @@
 """The `chatkit` command: one group, one file a command, each imported only when it is run."""
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -97,6 +98,12 @@ def setting_options(*names: str) -> Callable[[Callable[..., Any]], Callable[...,
         return click.option("--config", type=click.Path(dir_okay=False), help="Settings file.")(wrapped)
 
     return decorate
+
+
+def log_to_stderr() -> None:
+    """Show what chatkit reports, and other libraries' warnings, on stderr; never a message, an answer or a key."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("chatkit").setLevel(logging.INFO)
 
 
 def exit_code(error: errors.ChatkitError) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatkit.cli import setting_options
+from chatkit.cli import log_to_stderr, setting_options
 from chatkit.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def ask(
     The answer goes to stdout, its sources to stderr.
     """
     settings = load_settings(flags, file=Path(config) if config else None)
+    log_to_stderr()
     if no_retrieval:
         settings = settings.without_index()
     asyncio.run(_ask(settings, message, session, as_json))

@@ -2,13 +2,12 @@
 
 import asyncio
 import contextlib
-import logging
 from pathlib import Path
 from typing import Any
 
 import click
 
-from chatkit.cli import setting_options
+from chatkit.cli import log_to_stderr, setting_options
 from chatkit.settings import load_settings
 
 
@@ -43,7 +42,7 @@ def serve(config: str | None, flags: dict[str, Any]) -> None:
     from chatkit.server import run
 
     settings = load_settings(flags, file=Path(config) if config else None)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     listener = run.bind(settings)
     click.echo("loading the models …", err=True)
     with contextlib.suppress(KeyboardInterrupt):

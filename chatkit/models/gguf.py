@@ -5,6 +5,7 @@ The converted form loads about twice as fast as the GGUF, whose tensors and toke
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -15,6 +16,8 @@ from typing import Any
 from filelock import FileLock
 
 from chatkit.errors import BrokenModel, MissingExtra, ModelError
+
+log = logging.getLogger(__name__)
 
 FACTS = "chatkit.json"
 # Raised whenever what stands in a converted folder changes.
@@ -108,6 +111,7 @@ def _convert(file: Path, folder: Path) -> ModelFacts:
             f"converting {str(file)!r} needs {needed >> 20} MiB in {str(folder.parent)!r}, {free >> 20} MiB are free; "
             "free some, or move the model cache with CHATKIT_MODELS_DIR"
         )
+    log.info("converting %s for this machine, once", file.name)
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
         facts = _write_tokenizers(file, work)
