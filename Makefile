@@ -10,7 +10,7 @@ TORCH_FLAGS ?=
 BIN        := $(VENV)/bin
 STAMP      := $(VENV)/.installed
 
-.PHONY: help install serve test check lint type format docs lock bench test-gpu clean
+.PHONY: help install serve test check lint type format lock bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
