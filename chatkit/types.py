@@ -88,6 +88,8 @@ class SamplingParams:
         for word in self.stop_words:
             if not word or len(word) > 256:
                 raise InvalidRequest(f"stop word {word[:40]!r} has {len(word)} characters, expected 1 to 256")
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                raise InvalidRequest(f"stop word {word[:40]!r} has half a character, expected whole Unicode")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:

@@ -60,7 +60,7 @@ class Worker:
         try:
             tensor = openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
             self._running[number] = self._pipeline.add_request(number, tensor, generation_config(config))
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError) as error:  # what one request asks must not end the others
             self._send({"refused": number, "why": str(error).strip().splitlines()[-1][:200]})
 
     def _cancel(self, number: int) -> None:

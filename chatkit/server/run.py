@@ -113,7 +113,7 @@ async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce:
             host, port = listener.getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             announce(f"ready after {time.perf_counter() - started:.1f} s on {address}")
-            await web
+            await asyncio.shield(web)  # whoever cancels this still gets an orderly end
     finally:
         server.should_exit = True
         loading.cancel()

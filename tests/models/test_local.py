@@ -109,7 +109,7 @@ async def test_characters_of_several_tokens_come_out_whole(model) -> None:
     wanted = "naïve 漢字 🙂🎉 é"
     generation = local.LocalGeneration(model, -1, 0)
     ids = model.tokenizer.encode(wanted, add_special_tokens=False).ids
-    assert len(model.tokenizer.encode("字", add_special_tokens=False).ids) > 1
+    assert len(model.tokenizer.encode("漢", add_special_tokens=False).ids) > 1
     for token in ids[:-1]:
         generation.put(([token], None))
     generation.put((ids[-1:], "stop"))
@@ -167,6 +167,16 @@ async def test_a_prompt_the_engine_refuses_fails_alone(model) -> None:
     assert "\n" not in str(caught.value)
     assert model.ready
     assert (await read(model, prompt(model), max_new_tokens=1))[1] == 1
+
+
+async def test_a_request_the_engine_cannot_read_fails_alone(model) -> None:
+    odd = SamplingParams()
+    object.__setattr__(odd, "stop_words", ("\ud800",))  # SamplingParams itself refuses it
+    other = asyncio.create_task(read(model, prompt(model), max_new_tokens=5))
+    with pytest.raises(EngineFailed, match="refused the prompt"):
+        [chunk async for chunk in model.generate(prompt(model), odd)]
+    assert (await other)[1] == 5
+    assert model.ready
 
 
 async def test_a_killed_engine_fails_everything_that_waits_and_is_not_ready_any_more(models_dir) -> None:
