@@ -59,7 +59,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(package_name="chatkit")
 def group() -> None:
-    r"""A moderated, grounded chat service you own.
+    """A moderated, grounded chat service you own.
 
     \b
     chatkit models pull           the default models, once

@@ -31,7 +31,7 @@ def engine(
     config: str | None,
     flags: dict[str, Any],
 ) -> None:
-    r"""Measure the whole service over HTTP against the bare OpenVINO pipeline, in turns, on the same prompts.
+    """Measure the whole service over HTTP against the bare OpenVINO pipeline, in turns, on the same prompts.
 
     \b
     chatkit bench engine --clients 1,8,16 --json

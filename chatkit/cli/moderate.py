@@ -41,6 +41,10 @@ def moderate(
 ) -> None:
     """Label and score TEXT, a file of texts, or what stdin holds.
 
+    \b
+    chatkit moderate "How do I kill a Python process?"
+    chatkit moderate --input texts.jsonl --direction output --policy strict --json
+
     Exits with 0 whenever the check ran; the label and the action are the result.
     """
     if text is not None and file is not None:

@@ -49,6 +49,11 @@ def prepare_index(
     """Build an index from Markdown and text: files, folders, patterns, or a recipe.
 
     The finished index replaces the one of that name in one step; unchanged sources build nothing.
+
+    \b
+    chatkit prepare-index ~/handbook --name handbook
+    chatkit prepare-index README.md 'docs/**/*.md' --name project
+    chatkit prepare-index --recipe docs
     """
     if bool(sources) == bool(recipe):
         raise click.UsageError("Give sources or --recipe, one of them.")

@@ -24,7 +24,12 @@ _SNIPPET = 240
 @click.option("--json", "as_json", is_flag=True, help="Print the passages as JSON on stdout.")
 @setting_options("index", "home", "models_dir", "encoder", "encoder_backend", "threads", "min_score")
 def search(query: str, k: str | None, as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
-    """Print the passages of an index that are nearest to QUERY, best first."""
+    """Print the passages of an index that are nearest to QUERY, best first.
+
+    \b
+    chatkit search "how long is a lease"
+    chatkit search -k 5 --index handbook --json "parental leave"
+    """
     settings = load_settings({**flags, "k": k}, file=Path(config) if config else None)
     passages = asyncio.run(_search(settings, query))
     if as_json:

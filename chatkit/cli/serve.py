@@ -8,29 +8,13 @@ from typing import Any
 import click
 
 from chatkit.cli import log_to_stderr, setting_options
-from chatkit.settings import load_settings
+from chatkit.settings import describe, load_settings
 
 
 @click.command()
-@setting_options(
-    "host",
-    "port",
-    "api_key",
-    "index",
-    "policy",
-    "gate",
-    "chat_model",
-    "encoder",
-    "encoder_backend",
-    "threads",
-    "kv_cache_gb",
-    "max_running",
-    "max_queue",
-    "max_new_tokens",
-    "deadline_s",
-)
+@setting_options(*(name for name, *_ in describe()))
 def serve(config: str | None, flags: dict[str, Any]) -> None:
-    r"""Answer over HTTP until stopped.
+    """Answer over HTTP until stopped.
 
     \b
     chatkit serve
