@@ -12,9 +12,10 @@ from chatkit.evaluation.processes import children, cpu_seconds
 from chatkit.evaluation.served import ServedAnswer, ServedChatkit
 
 
-def row(clients, ratio, speed, ttft=0.0, delta=0.0):
+def row(clients, ratio, speed, ttft=0.0, delta=0.0, others=0.0):
     return {
         "clients": clients,
+        "others_cores": others,
         "ratio_to_bare": ratio,
         "tokens_per_s": speed * ratio,
         "bare_tokens_per_s": speed,
@@ -26,6 +27,8 @@ def row(clients, ratio, speed, ttft=0.0, delta=0.0):
 def test_figures_are_medians_over_the_rounds_of_each_number_of_clients():
     rows = [row(1, 0.9, 100.0, 30, 5), row(1, 0.8, 110.0, 50, 7), row(1, 1.0, 90.0, 40, 6), row(8, 0.7, 200.0)]
     assert engine_figures(rows) == {
+        "quiet_rounds@1": 3,
+        "quiet_rounds@8": 1,
         "ratio_to_bare@1": 0.9,
         "ratio_to_bare_low@1": 0.8,
         "ratio_to_bare_high@1": 1.0,
@@ -39,6 +42,13 @@ def test_figures_are_medians_over_the_rounds_of_each_number_of_clients():
         "tokens_per_s@8": 140.0,
         "bare_tokens_per_s@8": 200.0,
     }
+
+
+def test_disturbed_rounds_count_only_where_there_are_no_others():
+    rows = [row(8, 0.8, 200.0), row(8, 0.5, 100.0, others=0.9), row(16, 0.4, 90.0, others=0.5)]
+    figures = engine_figures(rows)
+    assert (figures["quiet_rounds@8"], figures["ratio_to_bare@8"]) == (1, 0.8)
+    assert (figures["quiet_rounds@16"], figures["ratio_to_bare@16"]) == (0, 0.4)
 
 
 def test_time_to_first_token_counts_what_lies_before_the_turn():

@@ -28,7 +28,7 @@ def test_prompts_differ_and_the_same_seed_gives_the_same_ones(frame):
 
 def test_a_rendered_prompt_holds_the_system_prompt_the_message_and_the_models_own_markers(frame):
     text = frame.tokenizer.decode(frame.ids("Tell me of the sea."), skip_special_tokens=False)
-    assert text.startswith("<|im_start|>system\nYou are a storyteller.\nToday is ")
+    assert text.startswith("<|im_start|>system\nYou are a storyteller.")
     assert text.endswith("<|im_start|>user\nTell me of the sea.<|im_end|>\n<|im_start|>assistant\n")
 
 
