@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +21,9 @@ from chatkit.turns import LiveTurn
 from chatkit.types import Error, Event, Owner
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_NOBODY = Response(status_code=499)  # the client has left before there was anything to send
 
 # The first class that matches decides. A bug is a 500 without words.
 STATUS: tuple[tuple[type[errors.ChatkitError], int], ...] = (
@@ -88,7 +91,7 @@ class ChatApp:
         if not call.stream:
             live = self.service.start(call.request, patient=call.request.client_request_id)
             return await _whole(request, live)
-        return await _streamed(self.service.start(call.request), call.media_type)
+        return await _streamed(request, self.service.start(call.request), call.media_type)
 
 
 async def _body(request: Request, cap: int) -> bytes:
@@ -103,27 +106,32 @@ async def _body(request: Request, cap: int) -> bytes:
 
 async def _whole(request: Request, live: LiveTurn) -> Response:
     """Wait for the reply; a client that leaves stops waiting, and stops the turn unless it can ask for it again."""
-    result = asyncio.create_task(live.result())
+    reply = await _unless_gone(request, live.result())
+    return _NOBODY if reply is None else JSONResponse(native.answer(reply))
+
+
+async def _streamed(request: Request, live: LiveTurn, media_type: str) -> Response:
+    """Wait for the first event, so that a refusal of the request still has its status; then stream."""
+    events = live.events()
+    first = await _unless_gone(request, anext(events))
+    if first is None:
+        return _NOBODY
+    if isinstance(first, Error):
+        raise first.error
+    return EventStream(_frames(first, events, media_type), media_type=media_type, headers={})
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:
+    """Wait for `work`; cancel it and return None when the client leaves first."""
+    result = asyncio.ensure_future(work)
     leaving = asyncio.create_task(until_disconnect(request.receive))
     try:
         await asyncio.wait({result, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not result.done():
-            return Response(status_code=499)  # nobody is there to read it
-        reply = result.result()
+        return result.result() if result.done() else None
     finally:
         for task in (result, leaving):
             task.cancel()
         await asyncio.gather(result, leaving, return_exceptions=True)
-    return JSONResponse(native.answer(reply))
-
-
-async def _streamed(live: LiveTurn, media_type: str) -> Response:
-    """Wait for the first event, so that a refusal of the request still has its status; then stream."""
-    events = live.events()
-    first = await anext(events)
-    if isinstance(first, Error):
-        raise first.error
-    return EventStream(_frames(first, events, media_type), media_type=media_type, headers={})
 
 
 async def _frames(first: Event, events: AsyncGenerator[Event, None], media_type: str) -> AsyncGenerator[bytes, None]:
