@@ -1,6 +1,7 @@
 """The composition root: settings in, assembled parts out. Heavy libraries are imported by the adapters it opens."""
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -23,6 +24,9 @@ async def build_service(settings: Settings) -> OpenChatKitService:
     Raises:
         ChatkitError: the part that could not be loaded.
     """
+    # Numpy is not loaded yet. With a thread per core its matrix library keeps the others spinning for some 50 ms after
+    # each small product of the moderation head, on cores that the engine's next step needs.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     async with AsyncExitStack() as stack:
         engine = asyncio.create_task(open_model(settings, stack))
         rest = asyncio.create_task(asyncio.to_thread(_open_rest, settings, stack))

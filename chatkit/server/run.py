@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import threading
@@ -82,9 +81,6 @@ async def serve(settings: Settings, listener: socket.socket, announce: Callable[
     Raises:
         ChatkitError: a part could not be loaded.
     """
-    # Numpy is not loaded yet. With a thread per core its matrix library keeps the others spinning for some 50 ms after
-    # each small product of the moderation head, on cores that the engine's next step needs.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app = ChatApp(settings)
     config = uvicorn.Config(
         app.asgi(),

@@ -130,7 +130,8 @@ async def test_results_do_not_depend_on_order_or_on_what_is_cached(encoder):
     results = await asyncio.gather(*(shared.check(texts[at], direction="input") for at in order))
     for at, result in zip(order, results, strict=True):
         assert (result.label, result.action) == (alone[at].label, alone[at].action)
-        assert result.scores == pytest.approx(alone[at].scores, abs=2e-3)
+        # Texts that share a batch are padded alike; in bfloat16 that moves a score by a few thousandths.
+        assert result.scores == pytest.approx(alone[at].scores, abs=5e-3)
 
 
 async def test_the_cache_is_bounded_and_drops_what_was_not_used_for_longest(counting, monkeypatch):
