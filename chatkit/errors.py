@@ -2,7 +2,8 @@
 
     ChatkitError
     ├── InvalidRequest            a field is missing, unknown, of the wrong type or out of range
-    │   └── TooLarge              the body, the message or the turn is over its cap
+    │   ├── TooLarge              the body, the message or the turn is over its cap
+    │   └── TooSlow               the body did not arrive in time
     ├── Unauthorized              no key, or not a valid one
     ├── NotFound                  no such session or index for this caller
     ├── Conflict                  the request id is in use, or was used for another message
@@ -47,6 +48,12 @@ class TooLarge(InvalidRequest):
     """The body, message or turn is over its cap; refused before inference."""
 
     code = "too_large"
+
+
+class TooSlow(InvalidRequest):
+    """The body did not arrive in time; nothing was stored."""
+
+    code = "too_slow"
 
 
 class Unauthorized(ChatkitError):
@@ -98,7 +105,7 @@ class NotSaved(Unavailable):
     """The answer was made, but the store did not acknowledge it, so it is not given out as one."""
 
     code = "not_saved"
-    retry_after = 5
+    retry_after = 16  # the turn's lease of 15 s has to run out before the same request can run again
 
 
 class ConfigError(ChatkitError):

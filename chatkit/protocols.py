@@ -158,7 +158,11 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class NewTurn:
-    """A turn to be accepted: `pending`, or `blocked` when the message was refused (then without its text)."""
+    """A turn to be accepted: `pending`, or `blocked` when the message was refused.
+
+    Attributes:
+        user: the message; of a blocked one a store keeps the length alone, and compares the text with a repeat's.
+    """
 
     owner: Owner
     session_id: str

@@ -92,7 +92,7 @@ class OpenChatKitService:
             Conflict: the request id is running with another message.
         """
         self._validate(request)
-        key, what = (request.owner, request.request_id), (request.session_id, request.text)
+        key, what = (request.owner, request.request_id), request.text
         live = self.turns.find(key)
         if live is None:
             return self.turns.start(key, lambda live: self._turn(request, live), what=what, patient=patient)
@@ -154,7 +154,7 @@ class OpenChatKitService:
             verdict = await check
             if verdict.flagged or (verdict.unavailable and self._options.refuse_unchecked_input):
                 label = "unavailable" if verdict.unavailable else verdict.label
-                refused = replace(new, user="", status="blocked", label=label)
+                refused = replace(new, status="blocked", label=label)
                 return _Plan(refused, verdict, conversation)
             passages = await search
         finally:

@@ -44,6 +44,9 @@ class Settings:
     chat_model: str = _setting("default", "Chat model: a source (`models list` shows the forms) or `default`.")
     encoder: str = _setting("default", "Encoder: a source or `default`.")
     encoder_backend: Literal["openvino", "torch"] = _setting("openvino", "What runs the encoder.")
+    prompt_format: Literal["auto", "openchatkit"] = _setting(
+        "auto", "How prompts are written: by the model's chat template, or as <human>: and <bot>: lines."
+    )
     threads: int = _setting(0, "CPU threads for the engine; 0 takes all cores.")
     kv_cache_gb: int = _setting(1, "Memory for the engine's key-value cache, in GiB.")
     max_running: int = _setting(64, "Generations that run at once; more wait in the queue.")

@@ -38,8 +38,8 @@ class LiveTurn:
         self._listeners = 0
         self._stop: Callable[[], None] | None = None
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """Yield every event from the first; an event counts as delivered once the next one is asked for."""
+    async def events(self, *, shown: bool = True) -> AsyncGenerator[Event, None]:
+        """Yield every event from the first; one that is shown counts as delivered once the next one is asked for."""
         self._listeners += 1
         try:
             at = 0
@@ -47,7 +47,7 @@ class LiveTurn:
                 while at < len(self._events):
                     yield self._events[at]
                     at += 1
-                    self._delivered = max(self._delivered, at)
+                    self._delivered = max(self._delivered, at if shown else 0)
                 if self._ended:
                     return
                 await self._changed.wait()
@@ -59,7 +59,7 @@ class LiveTurn:
     async def result(self) -> Reply:
         """Wait for the end and return the reply, or raise the error that ended the turn."""
         last: Event | None = None
-        async for event in self.events():
+        async for event in self.events(shown=False):
             last = event
         if isinstance(last, Reply):
             return last

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatkit.prompts import OpenChatKitFormat
 from chatkit.protocols import Encoder, LanguageModel, Moderator, Retriever, TurnStore
 from chatkit.service import OpenChatKitService, ServiceOptions
 from chatkit.settings import Settings
@@ -68,7 +69,8 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
         prefix_cache=settings.prefix_cache,
     )
     cache = sources.derived_dir(file, models_dir=settings.models)
-    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options)
+    form = OpenChatKitFormat() if settings.prompt_format == "openchatkit" else None
+    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options, form=form)
     stack.push_async_callback(model.close)
     await model.start()
     return model

@@ -111,6 +111,11 @@ def exit_code(error: errors.ChatkitError) -> int:
     return next(code for kind, code in EXIT_CODES if isinstance(error, kind))
 
 
+def _help_of(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{context.command_path if context else 'chatkit'} --help"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; errors of the tree become one line on stderr and their exit code."""
     try:
@@ -119,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(exit_code(error))
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {error.format_message()} See: {_help_of(error)}", err=True)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatkit.errors import BrokenModel, EngineFailed, MissingExtra, Overloaded
+from chatkit.errors import BrokenModel, ChatkitError, EngineFailed, InvalidRequest, MissingExtra, Overloaded
 from chatkit.models.gguf import ModelFacts, converted
 from chatkit.prompts import ChatTemplateFormat
+from chatkit.protocols import PromptFormat
 from chatkit.types import Chunk, FinishReason, SamplingParams
 
 if TYPE_CHECKING:
@@ -50,10 +51,10 @@ class LocalGeneration:
         self._model = model
         self._number = number
         self._prompt_tokens = prompt_tokens
-        self._steps: asyncio.Queue[tuple[list[int], str | None] | EngineFailed] = asyncio.Queue()
+        self._steps: asyncio.Queue[tuple[list[int], str | None] | ChatkitError] = asyncio.Queue()
         self._cancelled = False
 
-    def put(self, step: tuple[list[int], str | None] | EngineFailed) -> None:
+    def put(self, step: tuple[list[int], str | None] | ChatkitError) -> None:
         """Take a step from the worker, or the failure that ends everything."""
         self._steps.put_nowait(step)
 
@@ -77,12 +78,12 @@ class LocalGeneration:
         try:
             while True:
                 step = await self._steps.get()
-                if isinstance(step, EngineFailed):
-                    raise EngineFailed(str(step))  # one of its own: a shared exception would keep every raiser's frames
+                if isinstance(step, ChatkitError):
+                    raise type(step)(str(step))  # one of its own: a shared exception would keep every raiser's frames
                 tokens, reason = step
                 text = "".join(decoder.step(tokenizer, token) or "" for token in tokens)
                 if reason == "ignored":
-                    raise EngineFailed(
+                    raise Overloaded(
                         "the engine has no key-value cache left for this prompt; raise CHATKIT_KV_CACHE_GB or send less"
                     )
                 last: FinishReason | None = reason  # type: ignore[assignment]
@@ -100,10 +101,12 @@ class LocalModel:
         tokens_made: tokens the engine has generated for anybody, since the start.
     """
 
-    def __init__(self, facts: ModelFacts, folder: Path, options: LocalOptions) -> None:
+    def __init__(
+        self, facts: ModelFacts, folder: Path, options: LocalOptions, form: PromptFormat | None = None
+    ) -> None:
         self.name = facts.name
         self.context_window = facts.context_window
-        self.format = ChatTemplateFormat(
+        self.format: PromptFormat = form or ChatTemplateFormat(
             facts.chat_template,
             special_tokens=facts.special_tokens,
             bos_token=facts.bos_token,
@@ -230,12 +233,12 @@ class LocalModel:
         code = await process.wait()
         await stderr
         why = why or (self._complaints[-1] if self._complaints else "no message")
-        failure = EngineFailed(f"the engine's process ended with code {code}: {why}")
-        self._fail(failure)
+        detail = f"the engine's process ended with code {code}: {why}"
+        self._fail(EngineFailed("the language model has stopped; the operator has to restart the service"))
         if not ready.done():
-            ready.set_exception(failure)
+            ready.set_exception(EngineFailed(detail))
         elif self._process is not None:
-            log.error("%s", failure)
+            log.error("%s", detail)
 
     def _hand_out(self, rows: list[list[Any]]) -> None:
         for number, tokens, reason in rows:
@@ -250,7 +253,8 @@ class LocalModel:
     def _refuse(self, number: int, why: str) -> None:
         generation = self._live.pop(number, None)
         if generation is not None:
-            generation.put(EngineFailed(f"the engine refused the prompt: {why}"))
+            log.error("the engine refused a prompt: %s", why)
+            generation.put(InvalidRequest("the engine cannot take this prompt or its sampling parameters; change them"))
 
     def _fail(self, failure: EngineFailed) -> None:
         if self._failure is None:
@@ -271,14 +275,17 @@ class LocalModel:
 _WORKER_OPTIONS = ("device", "threads", "kv_cache_gb", "max_running", "prefix_cache")
 
 
-def open_local(file: Path, *, cache: Path, options: LocalOptions) -> LocalModel:
+def open_local(file: Path, *, cache: Path, options: LocalOptions, form: PromptFormat | None = None) -> LocalModel:
     """Return the engine for a GGUF file, not yet started; converts the file on first use.
+
+    Args:
+        form: how prompts are written; the model's own chat template unless told.
 
     Raises:
         BrokenModel: the file cannot be used.
     """
     folder, facts = converted(file, cache=cache)
-    return LocalModel(facts, folder, options)
+    return LocalModel(facts, folder, options, form)
 
 
 def _load_tokenizer(folder: Path) -> "Tokenizer":

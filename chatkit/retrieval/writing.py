@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from chatkit.errors import MissingExtra
 from chatkit.retrieval.checkpoint import sha256_of
 from chatkit.retrieval.chunking import Chunk
-from chatkit.retrieval.manifest import FileEntry, broken
+from chatkit.retrieval.manifest import HASHED_AT_OPEN, FileEntry, broken
 
 VECTORS = "vectors.faiss"
 PASSAGES = "passages.parquet"
@@ -45,14 +45,18 @@ def write_files(folder: Path, chunks: list[Chunk], vectors: NDArray[np.float32])
 
 
 def read_vectors(folder: Path) -> Any:
-    """Open the Faiss index, memory-mapped, so that several workers share its pages.
+    """Open the Faiss index: a small one in memory, a large one mapped, so that several workers share its pages.
+
+    A mapped file that is cut short while it is read ends the process, so only what would cost memory is mapped.
 
     Raises:
         BrokenIndex: Faiss cannot read the file.
     """
     faiss = import_faiss()
+    mapped = _is_large(folder / VECTORS)
+    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped else faiss.IO_FLAG_READ_ONLY
     try:
-        return faiss.read_index(str(folder / VECTORS), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        return faiss.read_index(str(folder / VECTORS), flags)
     except RuntimeError as error:
         raise broken(folder / VECTORS, f"cannot be read by Faiss ({str(error).strip()[:200]})") from error
 
@@ -67,9 +71,13 @@ def read_passages(folder: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(str(folder / PASSAGES), memory_map=True)
+        return pyarrow.parquet.read_table(str(folder / PASSAGES), memory_map=_is_large(folder / PASSAGES))
     except (pyarrow.ArrowException, OSError) as error:
         raise broken(folder / PASSAGES, f"cannot be read as Parquet ({error})") from error
+
+
+def _is_large(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > HASHED_AT_OPEN
 
 
 def _write_passages(file: Path, chunks: list[Chunk]) -> None:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -23,11 +23,14 @@ from chatkit.types import Error, Event, Owner
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+# A body of the largest size comes in well under a second even over a slow line; a connection is not held for longer.
+_BODY_TIMEOUT = 15.0
 _NOBODY = Response(status_code=499)  # the client has left before there was anything to send
 
 # The first class that matches decides. A bug is a 500 without words.
 STATUS: tuple[tuple[type[errors.ChatkitError], int], ...] = (
     (errors.TooLarge, 413),
+    (errors.TooSlow, 408),
     (errors.InvalidRequest, 422),
     (errors.Unauthorized, 401),
     (errors.NotFound, 404),
@@ -59,7 +62,9 @@ class ChatApp:
             HTTPException: _http_error_response,
             Exception: _defect_response,
         }
-        return Starlette(routes=routes, exception_handlers=handlers)
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        return app
 
     def _guarded(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         """Put the guard in front of an endpoint; `/ping` alone goes without, it tells nothing."""
@@ -78,7 +83,10 @@ class ChatApp:
 
     async def invocations(self, request: Request, owner: Owner) -> Response:
         """One chat turn, streamed or whole."""
-        raw = await _body(request, self.settings.max_body_kb * 1024)
+        try:
+            raw = await _body(request, self.settings.max_body_kb * 1024)
+        except ClientDisconnect:
+            return _NOBODY
         call = native.Invocation(
             raw,
             owner,
@@ -95,12 +103,16 @@ class ChatApp:
 
 
 async def _body(request: Request, cap: int) -> bytes:
-    """Read the body, refusing it at the cap whatever Content-Length says."""
+    """Read the body, refusing it at the cap whatever Content-Length says, and when it takes too long."""
     parts = bytearray()
-    async for part in request.stream():
-        parts += part
-        if len(parts) > cap:
-            raise errors.TooLarge(f"the body is over {cap} bytes, the most this server takes; send a shorter message")
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT):
+            async for part in request.stream():
+                parts += part
+                if len(parts) > cap:
+                    raise errors.TooLarge(f"the body is over {cap} bytes, the most taken here; send a shorter message")
+    except TimeoutError:
+        raise errors.TooSlow(f"the body was not here after {_BODY_TIMEOUT:.0f} s; send it again") from None
     return bytes(parts)
 
 

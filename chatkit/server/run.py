@@ -34,7 +34,7 @@ def bind(settings: Settings) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"cannot listen on {settings.host}:{settings.port} ({getattr(error, 'strerror', error)}); "
-            "stop what uses it, or choose another with --port"
+            "stop what uses it, or choose another with --port, or an address of this machine with --host"
         ) from error
 
 

@@ -44,7 +44,7 @@ def new_item(turn: NewTurn, seq: int, now: float) -> dict[str, Any]:
         "request_id": turn.request_id,
         "attempt": 1,
         "status": turn.status,
-        "user": turn.user,
+        "user": "" if turn.status == "blocked" else turn.user,  # a refused text reaches no disk
         "user_length": turn.user_length,
         "created_at": round(now, 3),
     }
@@ -99,6 +99,6 @@ def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) ->
         Conflict: naming the id.
     """
     same_session = turn.opens_session or turn.session_id == session_id
-    same_text = not found["user"] or not turn.user or found["user"] == turn.user
+    same_text = not found["user"] or found["user"] == turn.user  # of a blocked one only the length is known
     if not (same_session and same_text and found["user_length"] == turn.user_length):
         raise Conflict(f"request_id {turn.request_id!r} was used for another message; send a new one")

@@ -108,7 +108,7 @@ def _no_constant(name: str) -> Never:
 def _explain(error: ValidationError) -> str:
     """Return the first fault in one line: the field, its value and what was expected."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = ".".join(str(part) for part in first["loc"])[:80]
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     match first["type"]:
         case "missing":
