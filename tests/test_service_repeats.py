@@ -29,8 +29,8 @@ async def test_a_plain_turn_that_is_left_is_stored_without_text_for_nobody_got_a
     model = ScriptedModel(["One sentence that is long enough. "] * 50, delay=0.01)
     service = OpenChatKitService(model, KeywordModerator(), store)
     waiting = asyncio.create_task(service.start(request("Hello there")).result())
-    while model.tokens_made < 5:
-        await asyncio.sleep(0.01)
+    await asyncio.wait({waiting}, timeout=0.15)
+    assert model.tokens_made > 0
     waiting.cancel()
     await service.close(2)
     turn = (await store.load(Owner(), "my-session", limit=1)).turns[0]
