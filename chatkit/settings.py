@@ -90,6 +90,8 @@ class Settings:
         key_ok = self.api_key is None or (self.api_key != "" and self.api_key.strip() == self.api_key)
         _require(key_ok, "api_key", self.api_key, "a key that is not empty, without spaces around it")
         _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
+        _require(not set(self.index) & set("/\\\0"), "index", self.index, "a name without slashes")
+        _require(self.index not in (".", ".."), "index", self.index, "a name")
         _require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         _require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 

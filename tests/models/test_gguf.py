@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -71,7 +70,7 @@ def test_without_room_nothing_is_begun(real, tmp_path, monkeypatch) -> None:
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [".convert.lock"]
 
 
-def test_two_processes_make_one_conversion_and_later_opens_are_fast(real, tmp_path) -> None:
+def test_two_processes_make_one_conversion_and_later_opens_take_it(real, tmp_path) -> None:
     cache = tmp_path / "cache"
     (cache / ".converting-left").mkdir(parents=True)
     script = (
@@ -88,9 +87,7 @@ def test_two_processes_make_one_conversion_and_later_opens_are_fast(real, tmp_pa
     assert len(folders) == 1
     assert not (folders[0] / "source.gguf").exists()
 
-    started = time.perf_counter()
     folder, facts = gguf.converted(real, cache=cache)
-    assert time.perf_counter() - started < 1
     assert folder == folders[0]
     assert (facts.architecture, facts.context_window, facts.eos_token) == ("llama", 8192, "<|im_end|>")
     assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(facts.special_tokens)

@@ -168,7 +168,6 @@ def test_what_is_here_is_not_fetched_again(links, cache):
     (again,) = sources.pull_models(cache, [SOURCE], configured={})
 
     assert not again.downloaded
-    assert again.seconds < 0.1
 
 
 def test_a_truncated_file_is_named_and_pulled_again(links, cache):
