@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from chatkit.conversation import Conversation
-from chatkit.errors import Conflict, NotFound
 from chatkit.prompts import OpenChatKitFormat
 from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
 from chatkit.sessions import items
@@ -138,7 +137,7 @@ class MemoryStore:
         key = items.session_key(owner, session_id)
         if key not in self._heads:
             if session_id.startswith("s-"):
-                raise NotFound(f"session {session_id!r} does not exist; leave session_id out to open a new one")
+                raise items.unknown_session(session_id)
             return Conversation()
         newest = self._heads[key]
         kept = range(max(1, newest - limit + 1), newest + 1)
@@ -152,7 +151,7 @@ class MemoryStore:
             return self._accept_again(turn, *self._requests[request])
         key = items.session_key(turn.owner, turn.session_id)
         if key not in self._heads and turn.session_id.startswith("s-") and not turn.opens_session:
-            raise NotFound(f"session {turn.session_id!r} does not exist; leave session_id out to open a new one")
+            raise items.unknown_session(turn.session_id)
         seq = self._heads.get(key, 0) + 1
         self._heads[key] = seq
         self._requests[request] = (turn.session_id, seq)
@@ -162,12 +161,9 @@ class MemoryStore:
     def _accept_again(self, turn: NewTurn, session_id: str, seq: int) -> Accepted:
         key = items.session_key(turn.owner, session_id)
         item, expired = self._read(key, seq)
-        items.check_same_request(turn, session_id, item)
-        stored = items.turn_of(item, expired=expired)
-        if stored.status in ("complete", "blocked"):
+        stored = items.answer_again(turn, session_id, item, expired=expired)
+        if stored.status != "aborted":
             return Accepted(session_id, repeat=stored)
-        if stored.status == "pending":
-            raise Conflict(f"request_id {turn.request_id!r} is being answered; wait for it or send a new one")
         self._write(key, items.new_item(turn, seq, self._clock()) | {"attempt": stored.attempt + 1})
         return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, stored.attempt + 1))
 
@@ -181,9 +177,7 @@ class MemoryStore:
 
     def _owned(self, ticket: Ticket) -> dict[str, object]:
         item, _ = self._read(items.session_key(ticket.owner, ticket.session_id), ticket.seq)
-        if item["attempt"] != ticket.attempt or item["status"] != "pending":
-            raise Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
-        return item
+        return items.check_owned(ticket, item)
 
     def _read(self, key: str, seq: int) -> tuple[dict[str, object], bool]:
         item, lease = self._turns[key, seq]

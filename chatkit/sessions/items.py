@@ -8,8 +8,8 @@ Every part is percent-encoded, so no part can end another early.
 from typing import Any
 from urllib.parse import quote
 
-from chatkit.errors import Conflict
-from chatkit.protocols import NewTurn, Outcome
+from chatkit.errors import Conflict, NotFound
+from chatkit.protocols import NewTurn, Outcome, Ticket
 from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
 
 META = "Z#META"
@@ -90,6 +90,35 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
 def _passage(row: list[Any]) -> Passage:
     identity, title, source, section, start, end, score = row
     return Passage(identity, "", title, source, section, start, end, score)
+
+
+def unknown_session(session_id: str) -> NotFound:
+    """Return the error for an id of the server's own that names no session."""
+    return NotFound(f"session {session_id!r} does not exist; leave session_id out to open a new one")
+
+
+def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the pending item that the ticket is for.
+
+    Raises:
+        Conflict: the turn has ended, or another attempt has taken it over.
+    """
+    if item is None or item["attempt"] != ticket.attempt or item["status"] != "pending":
+        raise Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
+    return item
+
+
+def answer_again(turn: NewTurn, session_id: str, item: dict[str, Any], *, expired: bool) -> Turn:
+    """Return the turn that a known request id has: finished ones are to be replayed, an aborted one runs again.
+
+    Raises:
+        Conflict: it is being answered now, or the id was used for another message or session.
+    """
+    check_same_request(turn, session_id, item)
+    stored = turn_of(item, expired=expired)
+    if stored.status == "pending":
+        raise Conflict(f"request_id {turn.request_id!r} is being answered; wait for it or send a new one")
+    return stored
 
 
 def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) -> None:

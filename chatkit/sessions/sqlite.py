@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chatkit.conversation import Conversation
-from chatkit.errors import Conflict, NotFound, StoreFailed
+from chatkit.errors import NotFound, StoreFailed
 from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
 from chatkit.sessions import items
 from chatkit.types import Owner, Turn
@@ -101,7 +101,7 @@ class SQLiteStore:
         ).fetchall()
         if not rows or rows[0][0] != items.META:
             if session_id.startswith("s-"):
-                raise NotFound(f"session {session_id!r} does not exist; leave session_id out to open a new one")
+                raise items.unknown_session(session_id)
             return Conversation()
         now = self._clock()
         turns = []
@@ -120,7 +120,7 @@ class SQLiteStore:
         now = self._clock()
         if meta is None:
             if turn.session_id.startswith("s-") and not turn.opens_session:
-                raise NotFound(f"session {turn.session_id!r} does not exist; leave session_id out to open a new one")
+                raise items.unknown_session(turn.session_id)
             head: dict[str, Any] = {"version": 0, "created_at": round(now, 3)}
         else:
             head = meta[0]
@@ -140,13 +140,10 @@ class SQLiteStore:
         if found is None:
             raise NotFound(f"session {session_id!r} does not exist any more; send a new request_id")
         item, lease = found
-        items.check_same_request(turn, session_id, item)
         now = self._clock()
-        stored = items.turn_of(item, expired=lease is not None and lease < now)
-        if stored.status in ("complete", "blocked"):
+        stored = items.answer_again(turn, session_id, item, expired=lease is not None and lease < now)
+        if stored.status != "aborted":
             return Accepted(session_id, repeat=stored)
-        if stored.status == "pending":
-            raise Conflict(f"request_id {turn.request_id!r} is being answered; wait for it or send a new one")
         attempt = stored.attempt + 1
         again = items.new_item(turn, seq, now) | {"attempt": attempt, "created_at": item["created_at"]}
         self._put(partition, items.turn_key(seq), again, now + items.LEASE_S if turn.status == "pending" else None)
@@ -169,9 +166,7 @@ class SQLiteStore:
     def _owned(self, ticket: Ticket, partition: str, key: str) -> dict[str, Any]:
         """Return the pending item that the ticket is for."""
         found = self._get(partition, key)
-        if found is None or found[0]["attempt"] != ticket.attempt or found[0]["status"] != "pending":
-            raise Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
-        return found[0]
+        return items.check_owned(ticket, None if found is None else found[0])
 
     def _get(self, partition: str, key: str) -> tuple[dict[str, Any], float | None] | None:
         row = self._write.execute("SELECT body, lease FROM items WHERE pk = ? AND sk = ?", (partition, key)).fetchone()
