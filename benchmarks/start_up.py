@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from chatkit.evaluation.bare import BarePipeline
+from chatkit.evaluation.bench import engine_options
 from chatkit.evaluation.report import Report, Spread
 from chatkit.evaluation.workload import PromptFrame
 from chatkit.settings import ENV_PREFIX, load_settings
@@ -74,14 +75,7 @@ def measure(rounds: int) -> Report:
     """Take turns, once unmeasured and then `rounds` times."""
     settings = load_settings()
     frame = PromptFrame(settings)
-    engine: dict[str, object] = {
-        "model": str(frame.folder),
-        "device": "CPU",
-        "threads": settings.threads,
-        "kv_cache_gb": settings.kv_cache_gb,
-        "max_running": settings.max_running,
-        "prefix_cache": settings.prefix_cache,
-    }
+    engine = engine_options(settings, frame)
     rows = []
     with tempfile.TemporaryDirectory(prefix="chatkit-bench-") as home:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}

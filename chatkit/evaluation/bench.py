@@ -123,10 +123,9 @@ class _Sides:
         return served
 
 
-@contextlib.contextmanager
-def _both_sides(settings: Settings, frame: PromptFrame, progress: Progress) -> Iterator[_Sides]:
-    """Load both sides; the session store is in a temporary home."""
-    engine = {
+def engine_options(settings: Settings, frame: PromptFrame) -> dict[str, object]:
+    """Return what the bare pipeline is loaded with: the same as the service's engine."""
+    return {
         "model": str(frame.folder),
         "device": "CPU",
         "threads": settings.threads,
@@ -134,10 +133,15 @@ def _both_sides(settings: Settings, frame: PromptFrame, progress: Progress) -> I
         "max_running": settings.max_running,
         "prefix_cache": settings.prefix_cache,
     }
+
+
+@contextlib.contextmanager
+def _both_sides(settings: Settings, frame: PromptFrame, progress: Progress) -> Iterator[_Sides]:
+    """Load both sides; the session store is in a temporary home."""
     with contextlib.ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="chatkit-bench-"))
         progress("loading the bare pipeline and the service …")
-        bare = BarePipeline(engine)
+        bare = BarePipeline(engine_options(settings, frame))
         stack.callback(bare.close)
         served = ServedChatkit(Path(home), {name: getattr(settings, name) for name in _SERVED})
         stack.callback(served.close)
