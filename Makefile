@@ -9,6 +9,8 @@ TORCH       ?= torch==2.13.0
 TORCH_FLAGS ?=
 BIN        := $(VENV)/bin
 STAMP      := $(VENV)/.installed
+# The DynamoDB server of the tests pins another botocore than boto3's own, so it gets an environment of its own.
+MINISTACK  := $(VENV)/ministack/.installed
 
 .PHONY: help install serve test check lint type format lock bench clean
 .DEFAULT_GOAL := help
@@ -24,6 +26,11 @@ $(STAMP): requirements.lock pyproject.toml Makefile
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
+
+$(MINISTACK): $(STAMP) requirements-ministack.lock
+	$(PYTHON) -m venv $(VENV)/ministack
+	$(VENV)/ministack/bin/python -m pip install --quiet --no-deps --require-hashes -r requirements-ministack.lock
+	@touch $(MINISTACK)
 
 install: $(STAMP)  ## Virtual environment, the locked packages, chatkit itself
 
@@ -45,7 +52,7 @@ format: install  ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: check  ## Lint, types and the whole suite on real parts
+test: check $(MINISTACK)  ## Lint, types and the whole suite on real parts
 	$(BIN)/chatkit models pull
 	$(BIN)/python -m pytest
 

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -12,6 +13,8 @@ from chatkit.errors import ConfigError
 
 ENV_PREFIX = "CHATKIT_"
 FILE_NAME = "chatkit.toml"
+# What DynamoDB takes as a table's name: CreateTable, "TableName", in its API reference.
+_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
 
 class Secret(str):
@@ -38,9 +41,13 @@ class Settings:
     host: str = _setting("127.0.0.1", "Address to listen on; anything but loopback needs an API key.")
     port: int = _setting(8080, "Port to listen on; 0 takes a free one.")
     api_key: Secret | None = _setting(None, "Key that callers send as `Authorization: Bearer …`.", secret=True)
+    api_key_file: Path | None = _setting(None, "File that holds the API key; `api_key` goes before it.")
     max_body_kb: int = _setting(256, "Largest request body, in KiB.")
     drain_s: float = _setting(20.0, "Seconds that open turns get at shutdown.")
 
+    profile: Literal["local", "larger"] = _setting(
+        "local", "What `default` stands for: models for any machine, or a larger chat model from the hub."
+    )
     chat_model: str = _setting("default", "Chat model: a source (`models list` shows the forms) or `default`.")
     encoder: str = _setting("default", "Encoder: a source or `default`.")
     encoder_backend: Literal["openvino", "torch"] = _setting("openvino", "What runs the encoder.")
@@ -61,8 +68,18 @@ class Settings:
     history_turns: int = _setting(64, "Newest turns read for a prompt.")
 
     index: str = _setting("docs", "Name of the index to answer from; empty for none.")
+    request_indexes: str = _setting(
+        "*", "Indexes a request may name, separated by commas; `*` for all, empty for none."
+    )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
+
+    store: Literal["sqlite", "dynamodb", "memory"] = _setting(
+        "sqlite", "Where sessions are kept; `memory` forgets them when the service ends."
+    )
+    dynamodb_table: str = _setting("chatkit", "Name of the DynamoDB table.")
+    dynamodb_region: str = _setting("", "AWS region of the table; empty takes what the AWS settings say.")
+    dynamodb_endpoint: str = _setting("", "Address of DynamoDB Local or another server; empty for AWS.")
 
     policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")
     gate: Literal["check_first", "stream_first", "final_only"] = _setting(
@@ -87,11 +104,21 @@ class Settings:
         _require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "a number from 1 to 32768")
         _require(0 < self.deadline_s <= 86400, "deadline_s", self.deadline_s, "a number above 0, at most 86400")
         _require(0 <= self.drain_s <= 3600, "drain_s", self.drain_s, "a number from 0 to 3600")
+        if self.api_key is None and self.api_key_file is not None:
+            object.__setattr__(self, "api_key", _key_in(self.api_key_file.expanduser()))
         key_ok = self.api_key is None or (self.api_key != "" and self.api_key.strip() == self.api_key)
         _require(key_ok, "api_key", self.api_key, "a key that is not empty, without spaces around it")
         _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
         _require(not set(self.index) & set("/\\\0"), "index", self.index, "a name without slashes")
         _require(self.index not in (".", ".."), "index", self.index, "a name")
+        _require(
+            _TABLE.fullmatch(self.dynamodb_table) is not None,
+            "dynamodb_table",
+            self.dynamodb_table,
+            "3 to 255 letters, digits, '.', '_' or '-'",
+        )
+        endpoint_ok = not self.dynamodb_endpoint or self.dynamodb_endpoint.startswith(("http://", "https://"))
+        _require(endpoint_ok, "dynamodb_endpoint", self.dynamodb_endpoint, "an address that starts http:// or https://")
         _require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         _require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 
@@ -118,6 +145,16 @@ class Settings:
 def _require(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
         raise ConfigError(f"{name} is {value!r}, expected {expected}; set {ENV_PREFIX}{name.upper()} or {FILE_NAME}")
+
+
+def _key_in(file: Path) -> Secret:
+    """Return the API key that a file holds, line end left out."""
+    try:
+        return Secret(file.read_text(encoding="utf-8").strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"api_key_file is {str(file)!r}, which cannot be read ({error}); set CHATKIT_API_KEY"
+        ) from error
 
 
 def load_settings(

@@ -1,4 +1,6 @@
-"""Resolve pyproject.toml into requirements.lock: every platform, every hash, torch and what it brings left out.
+"""Resolve pyproject.toml into the two locks: every platform, every hash, torch and what it brings left out.
+
+requirements.lock holds what chatkit and its tests need; requirements-ministack.lock the DynamoDB server of the tests.
 
 Run by `make lock`. Needs `uv`, which it installs into a temporary environment of its own.
 """
@@ -17,23 +19,29 @@ TORCH_BRINGS = ("torch", "triton", "cuda-bindings", "cuda-pathfinder", "cuda-too
 UNWANTED = ("openvino-telemetry",)
 
 
+LOCKS = {
+    "requirements.lock": ["--extra=cpu", "--extra=local", "--extra=torch", "--extra=aws", "--group=dev"],
+    "requirements-ministack.lock": ["--group=pyproject.toml:ministack"],
+}
+
+
 def main() -> int:
-    """Write requirements.lock and return uv's exit status."""
-    lock = ROOT / "requirements.lock"
+    """Write the locks and return uv's exit status."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
         subprocess.run([python, "-m", "pip", "install", "--quiet", UV], check=True)
-        command = [str(python), "-m", "uv", "pip", "compile", "pyproject.toml", "--quiet"]
-        command += ["--extra", "cpu", "--extra", "local", "--extra", "torch", "--group", "dev"]
-        command += ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header"]
-        for name in TORCH_BRINGS + UNWANTED:
-            command += ["--no-emit-package", name]
-        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    if done.returncode:
-        sys.stderr.write(done.stderr)
-        return done.returncode
-    lock.write_text(_without_cuda(done.stdout), encoding="utf-8")
+        for name, wanted in LOCKS.items():
+            command = [str(python), "-m", "uv", "pip", "compile", "--quiet", *wanted]
+            command += [] if any("pyproject" in option for option in wanted) else ["pyproject.toml"]
+            command += ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-annotate", "--no-header"]
+            for unwanted in TORCH_BRINGS + UNWANTED:
+                command += ["--no-emit-package", unwanted]
+            done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+            if done.returncode:
+                sys.stderr.write(done.stderr)
+                return done.returncode
+            (ROOT / name).write_text(_without_cuda(done.stdout), encoding="utf-8")
     return 0
 
 
