@@ -5,7 +5,8 @@ from settings, `chatkit.testing` has a fake for every seam.
 """
 
 from chatkit.errors import ChatkitError
-from chatkit.service import OpenChatKitService, ServiceOptions
+from chatkit.planning import ServiceOptions
+from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings, load_settings
 from chatkit.types import (
     ChatRequest,

@@ -1,9 +1,9 @@
 """A conversation: turns in order. It knows nothing of prompts or storage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from chatkit.types import Message, Turn
+from chatkit.types import Message, Role, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,11 @@ class Conversation:
         """Return how many turns are held."""
         return len(self.turns)
 
+    @property
+    def newest(self) -> int:
+        """Number of the newest turn; 0 where there is none."""
+        return self.turns[-1].seq if self.turns else 0
+
     def context(self, *, before: int | None = None) -> tuple[Turn, ...]:
         """Return the turns a model may see: complete ones numbered below `before`.
 
@@ -32,6 +37,27 @@ class Conversation:
         return tuple(t for t in self.turns if t.status == "complete" and (before is None or t.seq < before))
 
 
-def messages(turn: Turn) -> tuple[Message, Message]:
-    """Return a complete turn as its user and assistant messages."""
-    return Message("user", turn.user), Message("assistant", turn.assistant)
+def messages(turn: Turn) -> tuple[Message, ...]:
+    """Return a complete turn as its user and assistant messages; one that nobody asked for is the latter alone."""
+    answer = Message("assistant", turn.assistant)
+    return (Message("user", turn.user), answer) if turn.user else (answer,)
+
+
+def turns_of(history: Sequence[Message]) -> tuple[Turn, ...]:
+    """Return messages that somebody else kept as complete turns; neighbours of one side count as one message."""
+    sides: list[tuple[Role, str]] = []
+    for message in history:
+        if sides and sides[-1][0] == message.role:
+            sides[-1] = (message.role, f"{sides[-1][1]}\n\n{message.content}")
+        else:
+            sides.append((message.role, message.content))
+    turns: list[Turn] = []
+    user = ""
+    for role, text in sides:
+        if role == "user":
+            user = text
+        else:
+            seq = len(turns) + 1
+            turns.append(Turn(seq, f"kept-{seq}", 1, "complete", user, text, "stop", user_length=len(user)))
+            user = ""
+    return tuple(turns)

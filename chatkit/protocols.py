@@ -107,8 +107,18 @@ class Moderator(Protocol):
 class Retriever(Protocol):
     """Finds passages."""
 
-    async def search(self, query: str, *, k: int) -> tuple[Passage, ...]:
-        """Return at most `k` passages above the retriever's cut-off, best first; none when nothing is relevant."""
+    async def search(self, query: str, *, k: int, index: str | None = None) -> tuple[Passage, ...]:
+        """Return at most `k` passages above the retriever's cut-off, best first; none when nothing is relevant.
+
+        Args:
+            query: what to look for.
+            k: most passages wanted.
+            index: name of another index than the retriever's own.
+
+        Raises:
+            NotFound: there is no index of that name that a request may use.
+            BadIndex: it is there but cannot be used.
+        """
         ...
 
 
@@ -162,6 +172,8 @@ class NewTurn:
 
     Attributes:
         user: the message; of a blocked one a store keeps the length alone, and compares the text with a repeat's.
+        after: the newest number in the session as loaded, 0 where it is not open; spares a store the read. Another
+            turn may have come since.
     """
 
     owner: Owner
@@ -172,6 +184,7 @@ class NewTurn:
     status: TurnStatus = "pending"
     opens_session: bool = False
     label: str | None = None
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,5 +234,58 @@ class TurnStore(Protocol):
         Raises:
             Conflict: another attempt has taken the turn over.
             StoreFailed: the write was not acknowledged.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SessionHead:
+    """One row of a list of sessions; times are epoch seconds."""
+
+    session_id: str
+    turns: int
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SessionList:
+    """One page of a list of sessions.
+
+    Attributes:
+        cursor: to be handed in for the next page; None at the end. Opaque.
+    """
+
+    sessions: tuple[SessionHead, ...]
+    cursor: str | None = None
+
+
+class SessionArchive(Protocol):
+    """What is stored, for those who keep it: reading whole sessions and removing them. Every store has it."""
+
+    async def sessions(self, owner: Owner, *, limit: int, cursor: str | None = None) -> SessionList:
+        """Return the owner's sessions, the one opened last first, at most `limit` of them.
+
+        Raises:
+            InvalidRequest: the cursor is not one of this owner's.
+            StoreFailed: the store could not be read.
+        """
+        ...
+
+    async def page(self, owner: Owner, session_id: str, *, limit: int, after: int = 0) -> tuple[Turn, ...]:
+        """Return the turns numbered above `after`, oldest first, at most `limit`; none at the end.
+
+        Raises:
+            NotFound: there is no such session of this owner.
+            StoreFailed: the store could not be read.
+        """
+        ...
+
+    async def delete(self, owner: Owner, session_id: str) -> None:
+        """Remove a session with everything in it; harmless where there is none, so a broken-off removal is run again.
+
+        A turn that is being answered then ends with Conflict, and is not stored.
+
+        Raises:
+            StoreFailed: the store did not acknowledge; some turns may be gone.
         """
         ...

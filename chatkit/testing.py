@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
 from chatkit.conversation import Conversation
+from chatkit.errors import NotFound
 from chatkit.prompts import OpenChatKitFormat
 from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
 from chatkit.sessions import items
@@ -116,8 +117,10 @@ class ListRetriever:
         self._passages = tuple(passages)
         self.queries: list[str] = []
 
-    async def search(self, query: str, *, k: int) -> tuple[Passage, ...]:
-        """Return at most `k` passages."""
+    async def search(self, query: str, *, k: int, index: str | None = None) -> tuple[Passage, ...]:
+        """Return at most `k` passages; there is one index, without a name."""
+        if index is not None:
+            raise NotFound(f"there is no index {index!r}, expected none to be named")
         self.queries.append(query)
         words = set(query.lower().split())
         return tuple(p for p in self._passages if words & set(p.text.lower().split()))[:k]

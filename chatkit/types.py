@@ -99,10 +99,15 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RetrievalOptions:
-    """What one request asks of retrieval."""
+    """What one request asks of retrieval.
+
+    Attributes:
+        index: name of the index to search; None takes the service's own.
+    """
 
     enabled: bool = True
     k: int = 3
+    index: str | None = None
 
     def __post_init__(self) -> None:
         """Check the bound."""
@@ -118,6 +123,9 @@ class ChatRequest:
         request_id: the same id sent again is the same turn, never a second one.
         client_request_id: whether the caller chose `request_id`, and so can ask again.
         deadline_s: seconds after which the answer ends with what it has; None takes the service's own.
+        instructions: what the caller's own system message says; it follows the service's.
+        history: the conversation so far where the caller keeps it: the turn is then answered and not stored. None
+            reads it from the store.
     """
 
     text: str
@@ -128,6 +136,8 @@ class ChatRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     retrieval: RetrievalOptions = field(default_factory=RetrievalOptions)
     deadline_s: float | None = None
+    instructions: str = ""
+    history: tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

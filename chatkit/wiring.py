@@ -5,11 +5,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
+from chatkit.planning import ServiceOptions
 from chatkit.prompts import OpenChatKitFormat
-from chatkit.protocols import Encoder, LanguageModel, Moderator, Retriever, TurnStore
-from chatkit.service import OpenChatKitService, ServiceOptions
+from chatkit.protocols import Encoder, LanguageModel, Moderator, Retriever, SessionArchive, TurnStore
+from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ async def build_service(settings: Settings) -> OpenChatKitService:
         engine = asyncio.create_task(open_model(settings, stack))
         rest = asyncio.create_task(asyncio.to_thread(_open_rest, settings, stack))
         try:
-            (moderator, retriever, store), model = await asyncio.gather(rest, engine)
+            (encoder, moderator, retriever, store), model = await asyncio.gather(rest, engine)
         except BaseException:
             for task in (engine, rest):
                 task.cancel()
@@ -46,8 +47,9 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             deadline_s=settings.deadline_s,
             history_turns=settings.history_turns,
         )
+        resources = stack.pop_all()
         return OpenChatKitService(
-            model, moderator, store, retriever=retriever, options=options, resources=stack.pop_all()
+            model, moderator, store, retriever=retriever, encoder=encoder, options=options, resources=resources
         )
 
 
@@ -76,18 +78,31 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
     return model
 
 
-def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Moderator, Retriever | None, TurnStore]:
+def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Encoder, Moderator, Retriever | None, TurnStore]:
     encoder = open_encoder(settings)
     stack.callback(encoder.close)
-    return open_moderator(settings, encoder), open_retriever(settings, encoder), _open_store(settings, stack)
+    store = open_store(settings)
+    stack.callback(store.close)
+    return encoder, open_moderator(settings, encoder), open_retriever(settings, encoder), store
 
 
-def _open_store(settings: Settings, stack: AsyncExitStack) -> TurnStore:
+class Store(TurnStore, SessionArchive, Protocol):
+    """What every session store is: where turns live, and what reads and removes them."""
+
+    def close(self) -> None:
+        """Wait for what runs and let go of the store."""
+        ...
+
+
+def open_store(settings: Settings) -> Store:
+    """Open the session store that the settings name.
+
+    Raises:
+        StoreFailed: it cannot be opened.
+    """
     from chatkit.sessions.sqlite import SQLiteStore
 
-    store = SQLiteStore(settings.database)
-    stack.callback(store.close)
-    return store
+    return SQLiteStore(settings.database)
 
 
 def open_encoder(settings: Settings) -> "MeanPoolingEncoder":

@@ -27,6 +27,8 @@ LAYERS = {
     "chatkit.stopping": 1,
     "chatkit.release": 1,
     "chatkit.turns": 1,
+    "chatkit.unstored": 1,
+    "chatkit.planning": 2,
     "chatkit.service": 2,
     "chatkit.models": 3,
     "chatkit.moderation": 3,

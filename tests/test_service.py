@@ -6,7 +6,8 @@ import time
 import pytest
 
 from chatkit import errors
-from chatkit.service import OpenChatKitService, ServiceOptions
+from chatkit.planning import ServiceOptions
+from chatkit.service import OpenChatKitService
 from chatkit.testing import KeywordModerator, ListRetriever, MemoryStore, ScriptedModel
 from chatkit.types import (
     ChatRequest,

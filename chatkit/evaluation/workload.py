@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from chatkit.errors import InvalidRequest
 from chatkit.models import gguf, local, sources
-from chatkit.service import OpenChatKitService, ServiceOptions, new_request_id
+from chatkit.planning import ServiceOptions
+from chatkit.service import OpenChatKitService, new_request_id
 from chatkit.settings import Settings
 from chatkit.testing import KeywordModerator, MemoryStore
 from chatkit.types import ChatRequest, Chunk, SamplingParams

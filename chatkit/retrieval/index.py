@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from chatkit.errors import IndexMismatch
+from chatkit.errors import IndexMismatch, NotFound
 from chatkit.protocols import Encoder
 from chatkit.retrieval import layout, writing
 from chatkit.retrieval.manifest import FILE, Manifest, broken
@@ -65,8 +65,10 @@ class VectorIndex:
         """Return the number of passages."""
         return self.manifest.passages
 
-    async def search(self, query: str, *, k: int) -> tuple[Passage, ...]:
+    async def search(self, query: str, *, k: int, index: str | None = None) -> tuple[Passage, ...]:
         """Return at most `k` passages with a cosine of `min_score` or more, best first; none for a blank query."""
+        if index not in (None, self.manifest.name):
+            raise NotFound(f"there is no index {index!r} here, expected {self.manifest.name!r}")
         if not query.strip():
             return ()
         vectors: NDArray[np.float32] = await self._encoder.encode([query])

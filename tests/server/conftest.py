@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from chatkit.planning import ServiceOptions
 from chatkit.server import run
-from chatkit.service import OpenChatKitService, ServiceOptions
+from chatkit.service import OpenChatKitService
 from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.settings import load_settings
 from chatkit.testing import KeywordModerator, ListRetriever, ScriptedModel

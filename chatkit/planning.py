@@ -1,0 +1,227 @@
+"""Before a turn is accepted: the session is loaded and the message checked side by side, then search and prompt."""
+
+import asyncio
+import re
+import secrets
+import time
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from chatkit import prompts, release
+from chatkit.conversation import Conversation
+from chatkit.errors import InvalidRequest, NotFound, TooLarge
+from chatkit.protocols import LanguageModel, Moderator, NewTurn, Retriever, Ticket, TurnStore
+from chatkit.types import ChatRequest, ModerationResult, Passage, Turn
+
+# What a client may call a session or a request; ids that begin with `s-` are the server's own. DESIGN §2.15.
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
+# A message this short is likely to lean on the one before it. Words.
+_SHORT_MESSAGE = 6
+# Messages of a conversation that the caller keeps; each is checked, so their number is bounded.
+_MAX_HISTORY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceOptions:
+    """What the operator decides about every turn; see settings.Settings for each."""
+
+    system_prompt: str = ""
+    refusal: str = "I cannot help with that."
+    gate: release.GateMode = "check_first"
+    refuse_unchecked_input: bool = True
+    deadline_s: float = 120.0
+    history_turns: int = 64
+    max_message_chars: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known before a turn is accepted; a refused message has no prompt."""
+
+    turn: NewTurn
+    verdict: ModerationResult
+    conversation: Conversation
+    passages: tuple[Passage, ...] = ()
+    prompt: prompts.Prompt | None = None
+
+
+class Planner:
+    """Turns requests into plans; see OpenChatKitService for the parts."""
+
+    def __init__(
+        self, model: LanguageModel, moderator: Moderator, retriever: Retriever | None, options: ServiceOptions
+    ) -> None:
+        self._model = model
+        self._moderator = moderator
+        self._retriever = retriever
+        self._options = options
+
+    def validate(self, request: ChatRequest) -> None:
+        """Refuse what no turn can be made of.
+
+        Raises:
+            InvalidRequest: naming it.
+        """
+        if not request.text.strip():
+            raise InvalidRequest("the message is empty, expected text")
+        _whole_unicode(request.text)
+        if len(request.text) > self._options.max_message_chars:
+            raise TooLarge(
+                f"the message has {len(request.text)} characters, at most {self._options.max_message_chars} are taken"
+            )
+        for name, value in (("session_id", request.session_id), ("request_id", request.request_id)):
+            if value is not None and not _CLIENT_ID.fullmatch(value):
+                raise InvalidRequest(f"{name} is {value[:140]!r}, expected 8 to 128 letters, digits or any of ._~:@-")
+        if request.history is not None:
+            _validate_history(request, self._options.max_message_chars)
+
+    async def plan(self, request: ChatRequest, store: TurnStore, watch: "Stopwatch") -> Plan:
+        """Load the session and check the message side by side, search beside the check, and build the prompt."""
+        check = asyncio.create_task(self._check_input(request, watch))
+        search: asyncio.Task[tuple[Passage, ...]] | None = None
+        try:
+            new, conversation = await self._load(request, store)
+            search = asyncio.create_task(self._search(request, conversation, watch))
+            verdict = await check
+            if verdict.flagged or (verdict.unavailable and self._options.refuse_unchecked_input):
+                label = "unavailable" if verdict.unavailable else verdict.label
+                refused = replace(new, status="blocked", label=label)
+                return Plan(refused, verdict, conversation)
+            passages = await search
+        finally:
+            for task in (check, search):
+                if task:
+                    task.cancel()
+        prompt = self._prompt(request, conversation.context(), passages)
+        return Plan(new, verdict, conversation, passages, prompt)
+
+    def prompt_before(self, request: ChatRequest, ticket: Ticket, plan: Plan) -> prompts.Prompt:
+        """Return the planned prompt, built again where an aborted turn runs under its old number before later ones."""
+        if plan.prompt is None:
+            raise AssertionError("a refused message has no prompt")
+        context = plan.conversation.context(before=ticket.seq)
+        if context == plan.conversation.context():
+            return plan.prompt
+        return self._prompt(request, context, plan.passages)
+
+    async def _load(self, request: ChatRequest, store: TurnStore) -> tuple[NewTurn, Conversation]:
+        opens = request.session_id is None and request.history is None
+        session_id = new_session_id() if opens else request.session_id or ""
+        conversation = Conversation()
+        if not opens:
+            conversation = await store.load(request.owner, session_id, limit=self._options.history_turns)
+        new = NewTurn(
+            request.owner,
+            session_id,
+            request.request_id,
+            request.text,
+            len(request.text),
+            opens_session=opens,
+            after=conversation.newest,
+        )
+        return new, conversation
+
+    async def _check_input(self, request: ChatRequest, watch: "Stopwatch") -> ModerationResult:
+        """Check everything that nobody has checked yet: the message, and what the caller says was before it."""
+        texts = [message.content for message in request.history or ()]
+        texts = [text for text in (request.instructions, *texts) if text.strip()]
+        checks = (release.checked(self._moderator, text, direction="input") for text in (*texts, request.text))
+        *before, verdict = await asyncio.gather(*checks)
+        watch.mark("moderation_input")
+        worst = next((v for v in before if v.flagged), None) or next((v for v in before if v.unavailable), None)
+        return verdict if verdict.flagged or worst is None else worst
+
+    async def _search(
+        self, request: ChatRequest, conversation: Conversation, watch: "Stopwatch"
+    ) -> tuple[Passage, ...]:
+        asked = request.retrieval
+        if self._retriever is None or not asked.enabled:
+            if asked.index is not None:
+                raise NotFound(f"there is no index {asked.index!r} here, retrieval is off")
+            return ()
+        query = search_query(conversation, request.text)
+        passages = await self._retriever.search(query, k=asked.k, index=asked.index)
+        watch.mark("retrieval")
+        return passages
+
+    def _prompt(self, request: ChatRequest, turns: tuple[Turn, ...], passages: tuple[Passage, ...]) -> prompts.Prompt:
+        form, reserve, window = self._model.format, request.sampling.max_new_tokens, self._model.context_window
+        if reserve >= window:
+            raise InvalidRequest(
+                f"max_new_tokens is {reserve}, but {self._model.name} holds {window} tokens of prompt and answer"
+            )
+        today = datetime.now(UTC).strftime("%A, %d %B %Y")  # the day, no clock: the prefix holds until midnight
+        own = f"{self._options.system_prompt} Today is {today}." if self._options.system_prompt else ""
+        return prompts.build_prompt(
+            form,
+            self._model.count_tokens,
+            system="\n\n".join(part for part in (own, form.neutralise(request.instructions)) if part),
+            turns=turns,
+            passages=passages,
+            text=request.text,
+            window=window,
+            reserve=reserve,
+        )
+
+
+def _whole_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the message has half a character at {error.start}, expected whole Unicode") from None
+
+
+def _validate_history(request: ChatRequest, most: int) -> None:
+    history = request.history or ()
+    if request.session_id is not None:
+        raise InvalidRequest("a session and a history are both given, expected one of them")
+    if len(history) > _MAX_HISTORY:
+        raise TooLarge(f"the history has {len(history)} messages, at most {_MAX_HISTORY} are taken")
+    roles = [message.role for message in history]
+    if "system" in roles or (roles and roles[-1] != "assistant"):
+        raise InvalidRequest(f"the history ends with {roles[-1:]}, expected messages of both sides, an answer last")
+    for text in (request.instructions, *(message.content for message in history)):
+        if len(text) > most:
+            raise TooLarge(f"a message has {len(text)} characters, at most {most} are taken")
+        _whole_unicode(text)
+
+
+def new_session_id() -> str:
+    """Return a session id of the server's own: 128 random bits."""
+    return "s-" + secrets.token_urlsafe(16)
+
+
+def search_query(conversation: Conversation, text: str) -> str:
+    """Return what to search for: a short message is read together with the one before it."""
+    past = conversation.context()
+    if past and len(text.split()) < _SHORT_MESSAGE:
+        return f"{past[-1].user}\n{text}"
+    return text
+
+
+class Stopwatch:
+    """Seconds since the turn began, by stage."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._loop_start = asyncio.get_running_loop().time()
+        self._marks: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        """Note that a stage is done."""
+        self._marks[stage] = round(time.perf_counter() - self._start, 4)
+
+    def first(self, stage: str) -> None:
+        """Note a stage the first time only."""
+        if stage not in self._marks:
+            self.mark(stage)
+
+    def at(self, stage: str, loop_time: float | None) -> None:
+        """Note a stage that was done at a time of the event loop's clock."""
+        if loop_time is not None:
+            self._marks[stage] = round(loop_time - self._loop_start, 4)
+
+    def total(self) -> dict[str, float]:
+        """Return every stage, and the total until now."""
+        self.mark("total")
+        return dict(self._marks)
