@@ -62,7 +62,7 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
     """
     from chatkit.models import local, sources
 
-    file = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat")
+    file = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat", profile=settings.profile)
     options = local.LocalOptions(
         threads=settings.threads,
         kv_cache_gb=settings.kv_cache_gb,
@@ -114,7 +114,7 @@ def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
     from chatkit.models import sources
     from chatkit.retrieval import encoder
 
-    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder")
+    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
     cache = sources.derived_dir(folder, models_dir=settings.models)
     return encoder.open_encoder(folder, cache=cache, backend=settings.encoder_backend, threads=settings.threads)
 
@@ -168,17 +168,22 @@ def pull_models(
     """Pull the sources, or the chat model and encoder of the settings when none is named."""
     from chatkit.models import sources as adapter
 
-    configured = _configured(settings)
     return adapter.pull_models(
-        settings.models, sources, configured=configured, force=force, timeout=timeout, progress=progress
+        settings.models,
+        sources,
+        configured=_configured(settings),
+        profile=settings.profile,
+        force=force,
+        timeout=timeout,
+        progress=progress,
     )
 
 
 def list_models(settings: Settings) -> "list[Listed]":
-    """Return the default models, the configured ones, and whatever else was pulled."""
+    """Return the models of every profile, the configured ones, and whatever else was pulled."""
     from chatkit.models import sources as adapter
 
-    return adapter.list_models(settings.models, configured=_configured(settings))
+    return adapter.list_models(settings.models, configured=_configured(settings), profile=settings.profile)
 
 
 def _configured(settings: Settings) -> dict[Any, str]:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.option("--session", metavar="ID", help="Go on with a session; the id of each answer is shown with --json.")
 @click.option("--no-retrieval", is_flag=True, help="Answer from the model alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
-@setting_options("home", "models_dir", "index", "min_score", "policy", "chat_model", "max_new_tokens", "threads")
+@setting_options(
+    "home", "models_dir", "index", "min_score", "policy", "profile", "chat_model", "max_new_tokens", "threads"
+)
 def ask(
     message: str, session: str | None, no_retrieval: bool, as_json: bool, config: str | None, flags: dict[str, Any]
 ) -> None:

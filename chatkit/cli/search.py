@@ -22,7 +22,7 @@ _SNIPPET = 240
 @click.argument("query")
 @click.option("-k", "k", metavar="INT", default=None, help="Most passages to print; the setting `k` unless given.")
 @click.option("--json", "as_json", is_flag=True, help="Print the passages as JSON on stdout.")
-@setting_options("index", "home", "models_dir", "encoder", "encoder_backend", "threads", "min_score")
+@setting_options("index", "home", "models_dir", "profile", "encoder", "encoder_backend", "threads", "min_score")
 def search(query: str, k: str | None, as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
     """Print the passages of an index that are nearest to QUERY, best first.
 

