@@ -8,11 +8,13 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 from chatkit.conversation import Conversation
 from chatkit.errors import NotFound
 from chatkit.prompts import OpenChatKitFormat
-from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
+from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, SessionList, Ticket
 from chatkit.sessions import items
 from chatkit.types import LABELS, Chunk, Direction, ModerationResult, Owner, Passage, SamplingParams, Turn
 
@@ -127,12 +129,12 @@ class ListRetriever:
 
 
 class MemoryStore:
-    """A TurnStore that forgets everything with the process; for tests and for trying things out."""
+    """A TurnStore and SessionArchive that forgets everything with the process; for tests and for trying things out."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._heads: dict[str, int] = {}
-        self._turns: dict[tuple[str, int], tuple[dict[str, object], float | None]] = {}
+        self._heads: dict[str, SessionHead] = {}
+        self._turns: dict[str, dict[int, tuple[dict[str, Any], float | None]]] = {}
         self._requests: dict[str, tuple[str, int]] = {}
 
     async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
@@ -142,33 +144,33 @@ class MemoryStore:
             if session_id.startswith("s-"):
                 raise items.unknown_session(session_id)
             return Conversation()
-        newest = self._heads[key]
-        kept = range(max(1, newest - limit + 1), newest + 1)
-        found = (self._read(key, seq) for seq in kept)
-        return Conversation(tuple(items.turn_of(item, expired=expired) for item, expired in found))
+        newest = self._heads[key].turns
+        return Conversation(tuple(self._turn(key, seq) for seq in range(max(1, newest - limit + 1), newest + 1)))
 
     async def accept(self, turn: NewTurn) -> Accepted:
         """Number the turn, or recognise its request id."""
         request = items.request_key(turn.owner, turn.request_id)
         if request in self._requests:
             return self._accept_again(turn, *self._requests[request])
-        key = items.session_key(turn.owner, turn.session_id)
-        if key not in self._heads and turn.session_id.startswith("s-") and not turn.opens_session:
-            raise items.unknown_session(turn.session_id)
-        seq = self._heads.get(key, 0) + 1
-        self._heads[key] = seq
+        key, now = items.session_key(turn.owner, turn.session_id), self._clock()
+        if key not in self._heads:
+            items.check_may_open(turn)
+            self._heads[key] = SessionHead(turn.session_id, 0, round(now, 3))
+        seq = self._heads[key].turns + 1
+        self._heads[key] = replace(self._heads[key], turns=seq)
         self._requests[request] = (turn.session_id, seq)
-        self._write(key, items.new_item(turn, seq, self._clock()))
+        self._write(key, items.new_item(turn, seq, now))
         return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
 
     def _accept_again(self, turn: NewTurn, session_id: str, seq: int) -> Accepted:
         key = items.session_key(turn.owner, session_id)
-        item, expired = self._read(key, seq)
-        stored = items.answer_again(turn, session_id, item, expired=expired)
+        item, lease = self._turns[key][seq]
+        stored = items.answer_again(turn, session_id, item, expired=lease is not None and lease < self._clock())
         if stored.status != "aborted":
             return Accepted(session_id, repeat=stored)
-        self._write(key, items.new_item(turn, seq, self._clock()) | {"attempt": stored.attempt + 1})
-        return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, stored.attempt + 1))
+        attempt = stored.attempt + 1
+        self._write(key, items.new_item(turn, seq, stored.created_at) | {"attempt": attempt})
+        return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, attempt))
 
     async def renew(self, ticket: Ticket) -> None:
         """Extend the lease of a pending turn."""
@@ -178,20 +180,48 @@ class MemoryStore:
         """Store how the turn ended."""
         self._write(items.session_key(ticket.owner, ticket.session_id), items.ended(self._owned(ticket), outcome))
 
-    def _owned(self, ticket: Ticket) -> dict[str, object]:
-        item, _ = self._read(items.session_key(ticket.owner, ticket.session_id), ticket.seq)
-        return items.check_owned(ticket, item)
+    async def sessions(self, owner: Owner, *, limit: int, cursor: str | None = None) -> SessionList:
+        """List the owner's sessions, the one opened last first."""
+        mine = [head for key, head in self._heads.items() if key == items.session_key(owner, head.session_id)]
+        mine.sort(key=_opened, reverse=True)
+        if cursor is not None:
+            position = items.position_of(owner, cursor)
+            mine = [head for head in mine if _opened(head) < position]
+        return SessionList(tuple(mine[:limit]), items.cursor_of(owner, mine[limit - 1]) if mine[limit:] else None)
 
-    def _read(self, key: str, seq: int) -> tuple[dict[str, object], bool]:
-        item, lease = self._turns[key, seq]
-        return item, lease is not None and lease < self._clock()
+    async def page(self, owner: Owner, session_id: str, *, limit: int, after: int = 0) -> tuple[Turn, ...]:
+        """Return turns, oldest first."""
+        key = items.session_key(owner, session_id)
+        if key not in self._heads:
+            raise items.unknown_session(session_id)
+        return tuple(self._turn(key, seq) for seq in sorted(self._turns[key]) if seq > after)[:limit]
 
-    def _write(self, key: str, item: dict[str, object]) -> None:
+    async def delete(self, owner: Owner, session_id: str) -> None:
+        """Forget a session."""
+        key = items.session_key(owner, session_id)
+        self._heads.pop(key, None)
+        for item, _ in self._turns.pop(key, {}).values():
+            self._requests.pop(items.request_key(owner, item["request_id"]), None)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _owned(self, ticket: Ticket) -> dict[str, Any]:
+        turns = self._turns.get(items.session_key(ticket.owner, ticket.session_id), {})
+        return items.check_owned(ticket, turns.get(ticket.seq, (None, None))[0])
+
+    def _turn(self, key: str, seq: int) -> Turn:
+        item, lease = self._turns[key][seq]
+        return items.turn_of(item, expired=lease is not None and lease < self._clock())
+
+    def _write(self, key: str, item: dict[str, Any]) -> None:
         pending = item["status"] == "pending"
-        seq = item["seq"]
-        if not isinstance(seq, int):
-            raise AssertionError("an item's seq is a number")
-        self._turns[key, seq] = (item, self._clock() + items.LEASE_S if pending else None)
+        lease = self._clock() + items.LEASE_S if pending else None
+        self._turns.setdefault(key, {})[item["seq"]] = (item, lease)
+
+
+def _opened(head: SessionHead) -> tuple[float, str]:
+    return head.created_at, head.session_id
 
 
 def turn_with(seq: int, user: str, assistant: str) -> Turn:

@@ -5,11 +5,15 @@ descending query gives that and the newest turns. A request has a partition of i
 Every part is percent-encoded, so no part can end another early.
 """
 
+import base64
+import hashlib
+import json
+import math
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
-from chatkit.errors import Conflict, NotFound
-from chatkit.protocols import NewTurn, Outcome, Ticket
+from chatkit.errors import Conflict, InvalidRequest, NotFound
+from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
 from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
 
 META = "Z#META"
@@ -20,12 +24,17 @@ LEASE_S = 15.0
 
 def session_key(owner: Owner, session_id: str) -> str:
     """Return the partition of a session."""
-    return f"{_owner_key(owner)}#S#{quote(session_id, safe='')}"
+    return f"{owner_key(owner)}#S#{quote(session_id, safe='')}"
+
+
+def session_id_of(partition: str) -> str:
+    """Return the id of the session that `session_key` made this partition of."""
+    return unquote(partition.rpartition("#")[2])
 
 
 def request_key(owner: Owner, request_id: str) -> str:
     """Return the partition of a request."""
-    return f"{_owner_key(owner)}#R#{quote(request_id, safe='')}"
+    return f"{owner_key(owner)}#R#{quote(request_id, safe='')}"
 
 
 def turn_key(seq: int) -> str:
@@ -33,7 +42,8 @@ def turn_key(seq: int) -> str:
     return f"T#{seq:010}"
 
 
-def _owner_key(owner: Owner) -> str:
+def owner_key(owner: Owner) -> str:
+    """Return what every key of an owner starts with; no owner's is the beginning of another's, the closing # added."""
     return f"T#{quote(owner.tenant, safe='')}#U#{quote(owner.user, safe='')}"
 
 
@@ -83,13 +93,13 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
         user_length=item["user_length"],
         usage=Usage(*item.get("usage", (0, 0))),
         passages=tuple(_passage(row) for row in item.get("passages", ())),
-        created_at=item["created_at"],
+        created_at=float(item["created_at"]),
     )
 
 
 def _passage(row: list[Any]) -> Passage:
     identity, title, source, section, start, end, score = row
-    return Passage(identity, "", title, source, section, start, end, score)
+    return Passage(identity, "", title, source, section, start, end, float(score))
 
 
 def unknown_session(session_id: str) -> NotFound:
@@ -97,15 +107,40 @@ def unknown_session(session_id: str) -> NotFound:
     return NotFound(f"session {session_id!r} does not exist; leave session_id out to open a new one")
 
 
+def check_may_open(turn: NewTurn) -> None:
+    """Refuse to open a session that the turn takes for open, or whose id only the server may make.
+
+    Raises:
+        NotFound: naming the session.
+    """
+    if turn.after or (turn.session_id.startswith("s-") and not turn.opens_session):
+        raise unknown_session(turn.session_id)
+
+
+def removed_session(session_id: str) -> NotFound:
+    """Return the error for a repeat of a request whose session is gone."""
+    return NotFound(f"session {session_id!r} does not exist any more; send a new request_id")
+
+
 def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
     """Return the pending item that the ticket is for.
 
     Raises:
-        Conflict: the turn has ended, or another attempt has taken it over.
+        Conflict: the turn has ended, was removed, or another attempt has taken it over.
     """
-    if item is None or item["attempt"] != ticket.attempt or item["status"] != "pending":
-        raise Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
+    if item is None or item["status"] != "pending" or not same_attempt(ticket, item):
+        raise not_owned(ticket)
     return item
+
+
+def same_attempt(ticket: Ticket, item: dict[str, Any]) -> bool:
+    """Whether the item is of the ticket's attempt; a session that was opened again has other requests."""
+    return bool(item["attempt"] == ticket.attempt and item["request_id"] == ticket.request_id)
+
+
+def not_owned(ticket: Ticket) -> Conflict:
+    """Return the error for an attempt that may not write its turn any more."""
+    return Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
 
 
 def answer_again(turn: NewTurn, session_id: str, item: dict[str, Any], *, expired: bool) -> Turn:
@@ -131,3 +166,33 @@ def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) ->
     same_text = not found["user"] or found["user"] == turn.user  # of a blocked one only the length is known
     if not (same_session and same_text and found["user_length"] == turn.user_length):
         raise Conflict(f"request_id {turn.request_id!r} was used for another message; send a new one")
+
+
+def head_of(partition: str, item: dict[str, Any]) -> SessionHead:
+    """Return the row of a list that a session's own item holds."""
+    return SessionHead(session_id_of(partition), int(item["version"]), float(item["created_at"]))
+
+
+def cursor_of(owner: Owner, last: SessionHead) -> str:
+    """Return where a list goes on after `last`. Names its owner by a digest, so that it is of no use to another."""
+    position = json.dumps([_digest(owner), last.created_at, last.session_id])
+    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+
+
+def position_of(owner: Owner, cursor: str) -> tuple[float, str]:
+    """Return when the last session listed was opened, epoch seconds, and its id.
+
+    Raises:
+        InvalidRequest: the cursor is not one of this owner's.
+    """
+    try:
+        digest, created_at, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if digest == _digest(owner) and isinstance(session_id, str) and math.isfinite(created_at):
+            return float(created_at), session_id
+    except (ValueError, TypeError, OverflowError):
+        pass  # whatever was sent in its place
+    raise InvalidRequest(f"cursor is {cursor[:40]!r}, expected what a list of these sessions gave; start without one")
+
+
+def _digest(owner: Owner) -> str:
+    return hashlib.sha256(owner_key(owner).encode()).hexdigest()[:16]

@@ -1,8 +1,10 @@
 """Turns in one SQLite file: write-ahead log, every commit synced to disk before it is acknowledged."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Callable
@@ -11,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from chatkit.conversation import Conversation
-from chatkit.errors import NotFound, StoreFailed
-from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
+from chatkit.errors import StoreFailed
+from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, SessionList, Ticket
 from chatkit.sessions import items
 from chatkit.types import Owner, Turn
 
@@ -23,7 +25,11 @@ SCHEMA_VERSION = 1
 # Another process may hold the write lock for a commit or a checkpoint; longer is a fault. Milliseconds.
 _BUSY_MS = 5000
 
-_SCHEMA = """
+# A session's owner, as far as the last '#' of its key, and when it was opened; null where the item is damaged.
+_OWNER = "rtrim(pk, replace(pk, '#', ''))"
+_OPENED = "CASE WHEN json_valid(body) THEN json_extract(body, '$.created_at') END"
+# An index is an addition that older versions can live with, so it leaves the number of the format alone.
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS items (
     pk TEXT NOT NULL,
     sk TEXT NOT NULL,
@@ -31,11 +37,17 @@ CREATE TABLE IF NOT EXISTS items (
     lease REAL,
     PRIMARY KEY (pk, sk)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS heads ON items ({_OWNER}, {_OPENED}, pk) WHERE sk = '{items.META}';
+"""
+_HEADS = f"""
+SELECT pk, CAST(body AS BLOB) FROM items
+WHERE sk = '{items.META}' AND {_OWNER} = ?3 AND {_OPENED} <= ?1 AND ({_OPENED}, pk) < (?1, ?2)
+ORDER BY {_OPENED} DESC, pk DESC
 """
 
 
 class SQLiteStore:
-    """A TurnStore in a file. Reads and writes have a thread and a connection each, owned by the store.
+    """A TurnStore and SessionArchive in a file. Reads and writes have a thread and a connection each, of its own.
 
     Raises:
         StoreFailed: the file cannot be opened or was written by a newer version.
@@ -68,6 +80,19 @@ class SQLiteStore:
     async def finish(self, ticket: Ticket, outcome: Outcome) -> None:
         """Store how the turn ended; see protocols.TurnStore."""
         await self._run(self._writer, lambda: self._transaction(lambda: self._finish(ticket, outcome)))
+
+    async def sessions(self, owner: Owner, *, limit: int, cursor: str | None = None) -> SessionList:
+        """List the owner's sessions; see protocols.SessionArchive."""
+        start = (math.inf, "") if cursor is None else items.position_of(owner, cursor)
+        return await self._run(self._reader, lambda: self._sessions(owner, limit, *start))
+
+    async def page(self, owner: Owner, session_id: str, *, limit: int, after: int = 0) -> tuple[Turn, ...]:
+        """Return turns, oldest first; see protocols.SessionArchive."""
+        return await self._run(self._reader, lambda: self._page(owner, session_id, limit, after))
+
+    async def delete(self, owner: Owner, session_id: str) -> None:
+        """Remove a session, its bytes in the file included; see protocols.SessionArchive."""
+        await self._run(self._writer, lambda: self._erase(owner, session_id))
 
     def close(self) -> None:
         """Wait for what runs and close the file."""
@@ -106,7 +131,7 @@ class SQLiteStore:
         now = self._clock()
         turns = []
         for sk, body, lease in rows[1:]:
-            turn = _decoded(body, sk, expired=lease is not None and lease < now)
+            turn = _decoded(sk, _turn_of, body, lease, now)
             if turn is not None:
                 turns.append(turn)
         return Conversation(tuple(reversed(turns)))
@@ -119,8 +144,7 @@ class SQLiteStore:
         meta = self._get(partition, items.META)
         now = self._clock()
         if meta is None:
-            if turn.session_id.startswith("s-") and not turn.opens_session:
-                raise items.unknown_session(turn.session_id)
+            items.check_may_open(turn)
             head: dict[str, Any] = {"version": 0, "created_at": round(now, 3)}
         else:
             head = meta[0]
@@ -138,7 +162,7 @@ class SQLiteStore:
         partition = items.session_key(turn.owner, session_id)
         found = self._get(partition, items.turn_key(seq))
         if found is None:
-            raise NotFound(f"session {session_id!r} does not exist any more; send a new request_id")
+            raise items.removed_session(session_id)
         item, lease = found
         now = self._clock()
         stored = items.answer_again(turn, session_id, item, expired=lease is not None and lease < now)
@@ -162,6 +186,49 @@ class SQLiteStore:
         partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
         item = self._owned(ticket, partition, key)
         self._put(partition, key, items.ended(item, outcome))
+
+    def _sessions(self, owner: Owner, limit: int, opened: float, session_id: str) -> SessionList:
+        start = (opened, items.session_key(owner, session_id), items.session_key(owner, ""))
+        heads: list[SessionHead] = []
+        with contextlib.closing(self._read.execute(_HEADS, start)) as rows:  # one left open keeps the log from emptying
+            for partition, body in rows:
+                if len(heads) == limit:
+                    return SessionList(tuple(heads), items.cursor_of(owner, heads[-1]))
+                head = _decoded(items.META, lambda p, b: items.head_of(p, json.loads(b)), partition, body)
+                if head is not None:
+                    heads.append(head)
+        return SessionList(tuple(heads))
+
+    def _page(self, owner: Owner, session_id: str, limit: int, after: int) -> tuple[Turn, ...]:
+        query = "SELECT sk, CAST(body AS BLOB), lease FROM items WHERE pk = ? AND sk > ? ORDER BY sk"
+        start = (items.session_key(owner, session_id), items.turn_key(after))
+        now = self._clock()
+        turns: list[Turn] = []
+        with contextlib.closing(self._read.execute(query, start)) as rows:
+            for sk, body, lease in rows:
+                if sk == items.META or len(turns) == limit:
+                    return tuple(turns)
+                turn = _decoded(sk, _turn_of, body, lease, now)
+                if turn is not None:
+                    turns.append(turn)
+        raise items.unknown_session(session_id)
+
+    def _erase(self, owner: Owner, session_id: str) -> None:
+        self._transaction(lambda: self._delete(owner, session_id))
+        # The log still has the pages as they were. Emptying it waits for readers; one that stays leaves it to later.
+        if self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+            log.warning("the write-ahead log of %s is in use, a removed session stays in it for now", self._file)
+
+    def _delete(self, owner: Owner, session_id: str) -> None:
+        partition = items.session_key(owner, session_id)
+        turns = self._write.execute("SELECT sk, CAST(body AS BLOB) FROM items WHERE pk = ?", (partition,)).fetchall()
+        for sk, body in turns:
+            if sk == items.META:
+                continue
+            request = _decoded(sk, lambda b: items.request_key(owner, json.loads(b)["request_id"]), body)
+            if request is not None:
+                self._write.execute("DELETE FROM items WHERE pk = ?", (request,))
+        self._write.execute("DELETE FROM items WHERE pk = ?", (partition,))
 
     def _owned(self, ticket: Ticket, partition: str, key: str) -> dict[str, Any]:
         """Return the pending item that the ticket is for."""
@@ -201,6 +268,7 @@ def _connect(file: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")  # what is removed or replaced is overwritten with zeros
     return connection
 
 
@@ -213,10 +281,14 @@ def _migrate(connection: sqlite3.Connection, file: Path) -> None:
     connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
 
 
-def _decoded(body: bytes, key: str, *, expired: bool) -> Turn | None:
-    """Return a turn, or None for a damaged row: one bad turn does not hide the rest of its session."""
+def _decoded(key: str, read: Callable[..., T], *row: Any) -> T | None:
+    """Return what a row holds, or None for a damaged one: one bad turn does not hide the rest of its session."""
     try:
-        return items.turn_of(json.loads(body), expired=expired)
+        return read(*row)
     except (ValueError, KeyError, TypeError):
-        log.error("turn %s of a session is damaged and left out", key)
+        log.error("entry %s of a session is damaged and left out", key)
         return None
+
+
+def _turn_of(body: bytes, lease: float | None, now: float) -> Turn:
+    return items.turn_of(json.loads(body), expired=lease is not None and lease < now)
