@@ -6,6 +6,7 @@
     │   └── TooSlow               the body did not arrive in time
     ├── Unauthorized              no key, or not a valid one
     ├── NotFound                  no such session or index for this caller
+    │   └── UnknownModel          no model of that name answers here
     ├── Conflict                  the request id is in use, or was used for another message
     ├── Unavailable               try again later; `retry_after` says when
     │   ├── Overloaded            the queue is full
@@ -66,6 +67,12 @@ class NotFound(ChatkitError):
     """Nothing by that id belongs to this caller."""
 
     code = "not_found"
+
+
+class UnknownModel(NotFound):
+    """The model that a request names does not answer here."""
+
+    code = "model_not_found"
 
 
 class Conflict(ChatkitError):

@@ -140,6 +140,24 @@ class Encoder(Protocol):
         ...
 
 
+class Embedder(Encoder, Protocol):
+    """An encoder that others may ask for vectors."""
+
+    @property
+    def name(self) -> str:
+        """What callers call it."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a text that are read, special tokens included."""
+        ...
+
+    def count_tokens_of(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of each text, special tokens included, however long it is."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ticket:
     """The right to finish one attempt of one turn."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from chatkit import prompts, release, stopping
 from chatkit.errors import Conflict, NotSaved, StoreFailed
 from chatkit.planning import Plan, Planner, ServiceOptions, Stopwatch
-from chatkit.protocols import Encoder, LanguageModel, Moderator, Outcome, Retriever, Ticket, TurnStore
+from chatkit.protocols import Embedder, LanguageModel, Moderator, Outcome, Retriever, Ticket, TurnStore
 from chatkit.turns import LiveTurn, LiveTurns
 from chatkit.types import (
     ChatRequest,
@@ -45,7 +45,7 @@ class OpenChatKitService:
         store: TurnStore,
         *,
         retriever: Retriever | None = None,
-        encoder: Encoder | None = None,
+        encoder: Embedder | None = None,
         options: ServiceOptions | None = None,
         resources: AsyncExitStack | None = None,
     ) -> None:
@@ -68,13 +68,14 @@ class OpenChatKitService:
 
         Args:
             request: what to answer.
-            patient: run to the end even when nobody listens any more.
+            patient: run to the end even when nobody listens any more; not where the answer is not stored.
 
         Raises:
             InvalidRequest: an id or the message is malformed; nothing was stored.
             Conflict: the request id is running with another message.
         """
         self._planner.validate(request)
+        patient = patient and request.history is None
         key = (request.owner, request.request_id)
         what = (request.session_id, request.text, request.instructions, request.history)
         live = self.turns.find(key)

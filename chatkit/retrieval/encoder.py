@@ -29,6 +29,7 @@ _MAX_EXTRA_PADDING = 64
 def open_encoder(
     folder: Path,
     *,
+    name: str = "",
     cache: Path | None = None,
     backend: Literal["openvino", "torch"] = "openvino",
     threads: int = 0,
@@ -37,6 +38,7 @@ def open_encoder(
 
     Args:
         folder: config.json, tokenizer.json and model.safetensors, as sentence-transformers lays them out.
+        name: what callers call it; the folder's name unless told.
         cache: where the converted form is kept; a folder beside the weights unless told.
         backend: torch is the reference, openvino the fast one; both give the same fingerprint.
         threads: CPU threads of one forward pass; 0 takes all cores.
@@ -48,16 +50,17 @@ def open_encoder(
     """
     checkpoint = read_checkpoint(folder, cache)
     kind = OpenVinoBackend if backend == "openvino" else TorchBackend
-    return MeanPoolingEncoder(checkpoint, kind(checkpoint, threads))
+    return MeanPoolingEncoder(checkpoint, kind(checkpoint, threads), name or folder.name)
 
 
 class MeanPoolingEncoder:
-    """An open encoder with one thread of its own; implements `protocols.Encoder`.
+    """An open encoder with one thread of its own; implements `protocols.Embedder`.
 
     Calls that wait at the same time share forward passes. A text longer than `max_tokens` is read up to there.
     """
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend) -> None:
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str) -> None:
+        self.name = name
         self._checkpoint = checkpoint
         self._backend = backend
         self._tokenizer = _load_tokenizer(checkpoint, cut=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -13,8 +14,8 @@ from starlette.routing import Route
 
 from chatkit import errors
 from chatkit.server.auth import Gatekeeper
-from chatkit.server.protocols import native
-from chatkit.server.sse import EventStream, frame, until_disconnect
+from chatkit.server.protocols import Call, Defaults, Door, native, openai, openai_embeddings
+from chatkit.server.sse import EventStream, until_disconnect
 from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 from chatkit.turns import LiveTurn
@@ -50,12 +51,17 @@ class ChatApp:
         self.service: OpenChatKitService | None = None
         self.phase = "loading"
         self._gatekeeper = Gatekeeper(settings.api_key)
+        self._started = int(time.time())
 
     def asgi(self) -> Starlette:
         """Return the ASGI app; `service` may be set later, until then every turn gets 503."""
         routes = [
             Route("/ping", self.ping, methods=["GET"]),
-            Route("/invocations", self._guarded(self.invocations), methods=["POST"]),
+            Route("/invocations", self._guarded(self._turns(native.Invocation)), methods=["POST"]),
+            Route("/v1/chat/completions", self._guarded(self._turns(openai.ChatCompletion)), methods=["POST"]),
+            Route("/v1/embeddings", self._guarded(self.embeddings), methods=["POST"]),
+            Route("/v1/models", self._guarded(self.models), methods=["GET"]),
+            Route("/v1/models/{name:path}", self._guarded(self.models), methods=["GET"]),
         ]
         handlers: dict[Any, Any] = {
             errors.ChatkitError: _error_response,
@@ -70,9 +76,32 @@ class ChatApp:
         """Put the guard in front of an endpoint; `/ping` alone goes without, it tells nothing."""
 
         async def guarded(request: Request) -> Response:
-            return await endpoint(request, self._gatekeeper.owner(request.headers))
+            owner = self._gatekeeper.owner(request.headers)
+            try:
+                return await endpoint(request, owner)
+            except ClientDisconnect:
+                return _NOBODY
 
         return guarded
+
+    def _turns(self, door: Door) -> Endpoint:
+        """Return the endpoint that answers the turns of one door, streamed or whole."""
+
+        async def turn(request: Request, owner: Owner) -> Response:
+            raw = await _body(request, self.settings.max_body_kb * 1024)
+            service = self._loaded()
+            defaults = Defaults(service.model.name, self.settings.max_new_tokens, self.settings.k)
+            call = door(raw, owner, request.headers, defaults)
+            if call.stream:
+                return await _streamed(request, service.start(call.request), call)
+            return await _whole(request, service.start(call.request, patient=call.request.client_request_id), call)
+
+        return turn
+
+    def _loaded(self) -> OpenChatKitService:
+        if self.service is None:
+            raise errors.Unavailable(f"the service is {self.phase}; try again when GET /ping answers 200")
+        return self.service
 
     async def ping(self, request: Request) -> Response:
         """200 when a turn could be answered now, 503 with the phase otherwise; never waits."""
@@ -81,25 +110,22 @@ class ChatApp:
         phase = self.phase if self.service is None else "engine stopped"
         return JSONResponse({"status": phase}, status_code=503, headers={"retry-after": "1"})
 
-    async def invocations(self, request: Request, owner: Owner) -> Response:
-        """One chat turn, streamed or whole."""
-        try:
-            raw = await _body(request, self.settings.max_body_kb * 1024)
-        except ClientDisconnect:
-            return _NOBODY
-        call = native.Invocation(
-            raw,
-            owner,
-            request.headers.get("accept", ""),
-            max_new_tokens=self.settings.max_new_tokens,
-            k=self.settings.k,
-        )
-        if self.service is None:
-            raise errors.Unavailable(f"the service is {self.phase}; try again when GET /ping answers 200")
-        if not call.stream:
-            live = self.service.start(call.request, patient=call.request.client_request_id)
-            return await _whole(request, live)
-        return await _streamed(request, self.service.start(call.request), call.media_type)
+    async def embeddings(self, request: Request, owner: Owner) -> Response:
+        """Vectors of texts, in OpenAI's shape."""
+        raw = await _body(request, self.settings.max_body_kb * 1024)
+        encoder = self._loaded().encoder
+        if encoder is None:
+            raise errors.NotFound("there is no encoder here, so no vectors either")
+        answer = await _unless_gone(request, openai_embeddings.embeddings(raw, encoder))
+        return _NOBODY if answer is None else JSONResponse(answer)
+
+    async def models(self, request: Request, owner: Owner) -> Response:
+        """The chat model and the encoder, in OpenAI's shape; one of them where the path names it."""
+        service = self._loaded()
+        names = [service.model.name, *([service.encoder.name] if service.encoder else [])]
+        if "name" not in request.path_params:
+            return JSONResponse(openai.models(names, self._started))
+        return JSONResponse(openai.model(openai.check_model(request.path_params["name"], *names), self._started))
 
 
 async def _body(request: Request, cap: int) -> bytes:
@@ -116,13 +142,13 @@ async def _body(request: Request, cap: int) -> bytes:
     return bytes(parts)
 
 
-async def _whole(request: Request, live: LiveTurn) -> Response:
+async def _whole(request: Request, live: LiveTurn, call: Call) -> Response:
     """Wait for the reply; a client that leaves stops waiting, and stops the turn unless it can ask for it again."""
     reply = await _unless_gone(request, live.result())
-    return _NOBODY if reply is None else JSONResponse(native.answer(reply))
+    return _NOBODY if reply is None else JSONResponse(call.answer(reply), headers=call.headers)
 
 
-async def _streamed(request: Request, live: LiveTurn, media_type: str) -> Response:
+async def _streamed(request: Request, live: LiveTurn, call: Call) -> Response:
     """Wait for the first event, so that a refusal of the request still has its status; then stream."""
     events = live.events()
     first = await _unless_gone(request, anext(events))
@@ -130,7 +156,7 @@ async def _streamed(request: Request, live: LiveTurn, media_type: str) -> Respon
         return _NOBODY
     if isinstance(first, Error):
         raise first.error
-    return EventStream(_frames(first, events, media_type), media_type=media_type, headers={})
+    return EventStream(_frames(first, events, call), media_type=call.media_type, headers=call.headers)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:
@@ -146,20 +172,13 @@ async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:
         await asyncio.gather(result, leaving, return_exceptions=True)
 
 
-async def _frames(first: Event, events: AsyncGenerator[Event, None], media_type: str) -> AsyncGenerator[bytes, None]:
+async def _frames(first: Event, events: AsyncGenerator[Event, None], call: Call) -> AsyncGenerator[bytes, None]:
     try:
-        yield frame(native.event_fields(first), media_type)
+        yield call.frames(first)
         async for event in events:
-            fields = _error_fields(event.error) if isinstance(event, Error) else native.event_fields(event)
-            yield frame(fields, media_type)
+            yield call.frames(event)
     finally:
         await events.aclose()
-
-
-def _error_fields(error: Exception) -> dict[str, Any]:
-    if isinstance(error, errors.ChatkitError):
-        return {"event": "error", "error": {"code": error.code, "message": str(error)}}
-    return {"event": "error", "error": {"code": "internal", "message": "internal error"}}
 
 
 def status_of(error: errors.ChatkitError) -> int:
@@ -171,17 +190,31 @@ async def _error_response(request: Request, error: errors.ChatkitError) -> Respo
     headers = {"retry-after": str(error.retry_after)} if isinstance(error, errors.Unavailable) else {}
     if isinstance(error, errors.Unauthorized):
         headers["www-authenticate"] = "Bearer"
-    body = {"error": {"code": error.code, "message": str(error)}}
-    return JSONResponse(body, status_code=status_of(error), headers=headers)
+    status = status_of(error)
+    if not _is_openai(request):
+        return JSONResponse({"error": {"code": error.code, "message": str(error)}}, status, headers)
+    return JSONResponse(openai.error_body(error), 400 if status == 422 else status, headers)
 
 
 async def _http_error_response(request: Request, error: HTTPException) -> Response:
-    codes = {404: "not_found", 405: "method_not_allowed"}
-    message = f"{request.method} {request.url.path[:80]!r} is not served here; POST /invocations and GET /ping are"
-    body = {"error": {"code": codes.get(error.status_code, "http_error"), "message": message}}
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    served = "POST /invocations, POST /v1/chat/completions, POST /v1/embeddings, GET /v1/models and GET /ping"
+    message = f"{request.method} {request.url.path[:80]!r} is not served here; {served} are"
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return JSONResponse({"error": _named(request, code, message)}, error.status_code, error.headers)
 
 
 async def _defect_response(request: Request, error: Exception) -> Response:
     log.error("unexpected error in %s", request.url.path, exc_info=error)
-    return JSONResponse({"error": {"code": "internal", "message": "internal error"}}, status_code=500)
+    return JSONResponse({"error": _named(request, "internal", "internal error")}, 500)
+
+
+def _named(request: Request, code: str, message: str) -> dict[str, Any]:
+    """Return an error that is none of the tree's, in the shape of the door it came in by."""
+    if not _is_openai(request):
+        return {"code": code, "message": message}
+    kind = "server_error" if code == "internal" else "invalid_request_error"
+    return {"message": message, "type": kind, "param": None, "code": code}
+
+
+def _is_openai(request: Request) -> bool:
+    return request.url.path.startswith("/v1/")

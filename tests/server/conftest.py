@@ -61,7 +61,7 @@ def open_site(tmp_path, monkeypatch):
     """Return a context manager: `async with open_site([...reply], moderator=…, setting=…) as site`."""
 
     @asynccontextmanager
-    async def opened(*replies, model=None, moderator=None, delay=0.0, loading=None, **changes):
+    async def opened(*replies, model=None, moderator=None, encoder=None, delay=0.0, loading=None, **changes):
         settings = replace(load_settings(), port=0, drain_s=2.0, **changes)
         stack = AsyncExitStack()
         store = SQLiteStore(settings.database)
@@ -71,6 +71,7 @@ def open_site(tmp_path, monkeypatch):
             moderator or KeywordModerator(["canary"]),
             store,
             retriever=ListRetriever(PASSAGES),
+            encoder=encoder,
             options=ServiceOptions(deadline_s=settings.deadline_s, gate=settings.gate),
             resources=stack,
         )
