@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chatkit.planning import ServiceOptions
 from chatkit.prompts import OpenChatKitFormat
-from chatkit.protocols import Encoder, LanguageModel, Moderator, Retriever, SessionArchive, TurnStore
+from chatkit.protocols import Embedder, Encoder, LanguageModel, Moderator, Retriever, SessionArchive, TurnStore
 from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 
@@ -78,7 +78,7 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
     return model
 
 
-def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Encoder, Moderator, Retriever | None, TurnStore]:
+def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Moderator, Retriever | None, TurnStore]:
     encoder = open_encoder(settings)
     stack.callback(encoder.close)
     store = open_store(settings)
@@ -116,7 +116,10 @@ def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
 
     folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
     cache = sources.derived_dir(folder, models_dir=settings.models)
-    return encoder.open_encoder(folder, cache=cache, backend=settings.encoder_backend, threads=settings.threads)
+    name = sources.name_of(settings.encoder, "encoder", settings.profile)
+    return encoder.open_encoder(
+        folder, name=name, cache=cache, backend=settings.encoder_backend, threads=settings.threads
+    )
 
 
 def open_retriever(settings: Settings, encoder: Encoder) -> Retriever | None:

@@ -133,6 +133,15 @@ def resolve(source: str, *, models_dir: Path, role: Role | None = None, profile:
     return entry / receipt.model
 
 
+def name_of(source: str, role: Role, profile: str = LOCAL) -> str:
+    """Return what a source's model is called, to those who ask for it by name."""
+    parsed = parse(source, role, profile)
+    if isinstance(parsed, LocalPath):
+        return parsed.path.name
+    known = manifest.known(str(parsed))
+    return known.name if known else parsed.slug
+
+
 def _in_place(local: LocalPath) -> Path:
     if not local.path.exists():
         raise ModelError(f"there is no model at {str(local)!r}; give the path of a file or folder that exists")
