@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from chatkit.conversation import Conversation, messages
+import pytest
+
+from chatkit.conversation import Conversation, messages, turns_of
 from chatkit.testing import turn_with
 from chatkit.types import Message
 
@@ -32,3 +34,31 @@ def test_a_conversation_has_a_length_and_an_order() -> None:
 
 def test_a_turn_is_a_user_and_an_assistant_message() -> None:
     assert messages(TURNS[0]) == (Message("user", "one"), Message("assistant", "first"))
+
+
+def test_the_newest_number_is_the_last_turns() -> None:
+    assert (Conversation(TURNS).newest, Conversation().newest) == (5, 0)
+
+
+U, A = "user", "assistant"
+
+
+@pytest.mark.parametrize(
+    ("sides", "turns"),
+    [
+        ([], []),
+        ([(U, "q"), (A, "a")], [("q", "a")]),
+        ([(A, "hi"), (U, "q"), (A, "a")], [("", "hi"), ("q", "a")]),
+        ([(U, "q"), (U, "r"), (A, "a"), (A, "b")], [("q\n\nr", "a\n\nb")]),
+    ],
+)
+def test_messages_that_a_caller_kept_become_turns(sides, turns) -> None:
+    made = turns_of([Message(role, text) for role, text in sides])
+    assert [(turn.user, turn.assistant) for turn in made] == turns
+    assert [turn.seq for turn in made] == list(range(1, len(turns) + 1))
+    assert {turn.status for turn in made} <= {"complete"}
+
+
+def test_a_greeting_that_nobody_asked_for_is_one_message() -> None:
+    (greeting,) = turns_of([Message("assistant", "Ahoy!")])
+    assert messages(greeting) == (Message("assistant", "Ahoy!"),)
