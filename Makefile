@@ -12,7 +12,7 @@ STAMP      := $(VENV)/.installed
 # The DynamoDB server of the tests pins another botocore than boto3's own, so it gets an environment of its own.
 MINISTACK  := $(VENV)/ministack/.installed
 
-.PHONY: help install serve test check lint type format lock bench clean
+.PHONY: help install serve test check lint type format docs lock bench clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -52,6 +52,9 @@ format: install  ## Rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install  ## Make docs/cli.md and the table of docs/configuration.md again
+	$(BIN)/python scripts/docs.py
+
 test: check $(MINISTACK)  ## Lint, types and the whole suite on real parts
 	$(BIN)/chatkit models pull
 	$(BIN)/python -m pytest
@@ -62,6 +65,8 @@ bench: install  ## The long benchmarks; see benchmarks/README.md
 
 lock: install  ## Resolve pyproject.toml again into requirements.lock
 	$(BIN)/python scripts/lock.py
+	$(MAKE) install
+	$(BIN)/python docker/lock.py
 
 clean:  ## Remove the virtual environment and caches of this checkout
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -148,13 +148,24 @@ def _require(ok: bool, name: str, value: object, expected: str) -> None:
 
 
 def _key_in(file: Path) -> Secret:
-    """Return the API key that a file holds, line end left out."""
+    """Return the API key that a file holds, line end left out.
+
+    Raises:
+        ConfigError: there is no key in it, naming the file and never what it holds.
+    """
     try:
-        return Secret(file.read_text(encoding="utf-8").strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"api_key_file is {str(file)!r}, which cannot be read ({error}); set CHATKIT_API_KEY"
-        ) from error
+        key = file.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or type(error).__name__})"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text"
+    else:
+        if key and key.isprintable():
+            return Secret(key)
+        problem = "holds more than one line, or a character that does not print" if key else "is empty"
+    raise ConfigError(
+        f"api_key_file is {str(file)!r}, which {problem}; write the key into it, on one line, or set CHATKIT_API_KEY"
+    )
 
 
 def load_settings(

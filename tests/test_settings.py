@@ -1,6 +1,9 @@
 """Settings: one precedence, every mistake named, secrets never shown."""
 
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import pytest
 
@@ -124,6 +127,77 @@ def test_a_key_of_the_wrong_type_is_refused_without_being_shown(toml) -> None:
     with pytest.raises(ConfigError, match="is the value given, expected a value of type str") as caught:
         load_settings(environ={}, file=toml("api_key = 12345678"))
     assert "12345678" not in str(caught.value)
+
+
+def test_a_key_is_read_from_its_file_without_the_line_end(tmp_path, toml) -> None:
+    for number, written in enumerate((b"canary-key", b"canary-key\n", b" canary-key \r\n\n")):
+        file = tmp_path / f"key-{number}"
+        file.write_bytes(written)
+        assert load_settings(environ={"CHATKIT_API_KEY_FILE": str(file)}).api_key == "canary-key"
+    made = load_settings(environ={}, file=toml(f"api_key_file = '{file}'"))
+    assert (made.api_key, made.api_key_file) == ("canary-key", file)
+    assert isinstance(made.api_key, Secret)
+    assert "canary" not in repr(made)
+
+
+def test_a_key_file_in_the_users_home_is_found(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "key").write_text("canary-key\n")
+    assert load_settings({"api_key_file": "~/key"}, environ={}).api_key == "canary-key"
+
+
+def test_a_key_goes_before_a_key_file_which_is_not_even_read(tmp_path) -> None:
+    environ = {"CHATKIT_API_KEY": "first", "CHATKIT_API_KEY_FILE": str(tmp_path / "none")}
+    assert load_settings(environ=environ).api_key == "first"
+
+
+@pytest.mark.parametrize(
+    ("written", "problem"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"canary\xff", "is not UTF-8 text"),
+        (b"canary-1\ncanary-2\n", "holds more than one line, or a character that does not print"),
+        ("\ufeffcanary".encode(), "holds more than one line, or a character that does not print"),
+        (b"canary\x00", "holds more than one line, or a character that does not print"),
+    ],
+)
+def test_a_key_file_without_a_key_is_named_with_the_next_step_and_never_shown(tmp_path, written, problem) -> None:
+    file = tmp_path / "key"
+    if written is not None:
+        file.write_bytes(written)
+    with pytest.raises(ConfigError) as caught:
+        load_settings(environ={"CHATKIT_API_KEY_FILE": str(file)})
+    next_step = "write the key into it, on one line, or set CHATKIT_API_KEY"
+    assert str(caught.value) == f"api_key_file is {str(file)!r}, which {problem}; {next_step}"
+
+
+def test_a_key_file_that_may_not_be_read_says_so(tmp_path, monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(ConfigError, match=r"which cannot be read \(Is a directory\); write the key into it"):
+        load_settings(environ={"CHATKIT_API_KEY_FILE": str(tmp_path)})
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"which cannot be read \(Permission denied\); write the key into it"):
+        load_settings(environ={"CHATKIT_API_KEY_FILE": str(tmp_path / "key")})
+
+
+def test_serve_ends_with_the_key_files_name_and_the_next_step_in_one_line(tmp_path) -> None:
+    file = tmp_path / "none"
+    done = subprocess.run(
+        [sys.executable, "-m", "chatkit", "serve", "--host", "0.0.0.0", "--api-key-file", str(file)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: api_key_file is {str(file)!r}, which cannot be read (No such file or directory); "
+        "write the key into it, on one line, or set CHATKIT_API_KEY\n"
+    )
 
 
 def test_paths_are_expanded_and_the_model_cache_follows_the_home(tmp_path) -> None:
