@@ -4,81 +4,27 @@ import hashlib
 import json
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from chatkit.errors import BrokenModel, ModelError, Offline
 from chatkit.models import sources
-
-COMMIT = "a" * 40
-NAME = "org/tiny"
-WEIGHTS = bytes(range(256)) * 20_000
-FILES = {
-    "config.json": b'{"model_type": "tiny"}',
-    "tokenizer.json": b"{}",
-    "sub/extra.txt": b"words\n",
-    "model.safetensors": WEIGHTS,
-    "pytorch_model.bin": b"pickle",
-    "README.md": b"# tiny",
-}
+from tests.models.loopback import COMMIT, FILES, NAME, WEIGHTS, LoopbackAnswer, LoopbackHub
 
 
-class Hub(ThreadingHTTPServer):
-    """A hub of one repository that can be told to misbehave.
-
-    Attributes:
-        refuse: status for every request; 0 answers.
-        cut: bytes after which the next answers for weights break off, one entry an answer.
-        to: address that downloads are redirected to.
-        slow: seconds between pieces of a file.
-        seen: (path, authorization, range) of every request.
-    """
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.refuse = 0
-        self.cut: list[int] = []
-        self.to = ""
-        self.slow = 0.0
-        self.files = dict(FILES)
-        self.published: dict[str, str] = {}
-        self.ranges = True
-        self.seen: list[tuple[str, str | None, str | None]] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def downloads(self, name: str) -> int:
-        return sum(path.endswith(f"/{name}") for path, _, _ in self.seen)
-
-
-class _Answer(BaseHTTPRequestHandler):
-    server: Hub
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
+class _Answer(LoopbackAnswer):
+    def answer(self, path: str, query: str) -> None:
         hub = self.server
-        path, _, query = self.path.partition("?")
-        hub.seen.append((path, self.headers["Authorization"], self.headers["Range"]))
-        if hub.refuse:
-            self._send(hub.refuse, b"")
-        elif path.startswith(f"/api/models/{NAME}/revision/") and query == "blobs=true":
-            self._send(200, json.dumps(self._listing()).encode())
+        if path.startswith(f"/api/models/{NAME}/revision/") and query == "blobs=true":
+            self.send(200, json.dumps(self._listing()).encode())
         elif path.startswith(f"/{NAME}/resolve/{COMMIT}/") and hub.to:
-            self._send(302, b"", {"Location": hub.to + path})
+            self.send(302, b"", {"Location": hub.to + path})
         elif (name := path.removeprefix(f"/{NAME}/resolve/{COMMIT}/")) in hub.files:
-            self._file(hub.files[name])
+            self.file(hub.files[name])
         else:
-            self._send(404, b"")
+            self.send(404, b"")
 
     def _listing(self) -> dict:
         siblings = []
@@ -90,51 +36,23 @@ class _Answer(BaseHTTPRequestHandler):
             siblings.append(row)
         return {"sha": COMMIT, "siblings": siblings, "tags": ["x", "license:mit"], "gated": False}
 
-    def _file(self, content: bytes) -> None:
-        start = 0
-        if self.headers["Range"] and self.server.ranges:
-            start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
-        body = content[start:]
-        status = 206 if start else 200
-        extra = {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
-        cut = self.server.cut.pop(0) if self.server.cut and len(content) > 1000 else None
-        self._send(status, body, {**extra, "ETag": '"x"'}, cut)
 
-    def _send(self, status: int, body: bytes, headers: dict | None = None, cut: int | None = None) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        body = body[:cut]
-        for start in range(0, len(body), 200_000):
-            try:
-                self.wfile.write(body[start : start + 200_000])
-            except OSError:
-                return  # the one who asked was killed
-            time.sleep(self.server.slow)
-        if cut is not None:
-            self.close_connection = True
+class Hub(LoopbackHub):
+    answer = _Answer
 
 
 def git_blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def start(hub: Hub) -> Hub:
-    threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True).start()
-    return hub
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     with Hub() as hub:
-        start(hub)
         monkeypatch.setenv("HF_ENDPOINT", hub.address)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "no-hf"))
         for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
             monkeypatch.delenv(name, raising=False)
         yield hub
-        hub.shutdown()
 
 
 @pytest.fixture
@@ -280,11 +198,9 @@ def test_the_token_is_sent_to_the_hub_and_to_nobody_else(hub, cache, monkeypatch
     token.write_text("hf_secret\n")
     monkeypatch.setenv("HF_TOKEN_PATH", str(token))
     with Hub() as second:
-        start(second)
         # The same address by another name is another host.
         hub.to = second.address.replace("127.0.0.1", "localhost")
         sources.pull(f"hf:{NAME}", models_dir=cache)
-        second.shutdown()
 
     assert {authorization for _, authorization, _ in hub.seen} == {"Bearer hf_secret"}
     assert len(second.seen) == 4
