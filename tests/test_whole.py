@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import httpx
+import openai
 import pytest
 
 from chatkit import wiring
@@ -68,6 +69,26 @@ def test_streamed_and_plain_give_the_same_text_and_moderation(served):
     assert frames[-1]["event"] == "done"
     assert frames[-1]["sources"] == plain["sources"] == frames[1]["sources"]
     assert frames[-1]["moderation"]["output"]["label"] == plain["moderation"]["output"]["label"]
+
+
+def test_the_openai_client_gets_the_same_answer_and_sources(served):
+    question = "How many seconds is the lease of a pending turn?"
+    plain = served.ask(question, max_new_tokens=60)
+    address = str(served.client.base_url.join("/v1"))
+    with openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=60) as client:
+        names = [model.id for model in client.models.list()]
+        assert names[1] == "all-MiniLM-L6-v2"
+        asked = {"model": names[0], "messages": [{"role": "user", "content": question}], "max_tokens": 60}
+        made = client.chat.completions.create(**asked)
+        assert made.choices[0].message.content == plain["outputs"]
+        assert [s["id"] for s in made.chatkit["sources"]] == [s["id"] for s in plain["sources"]]
+        assert made.usage.completion_tokens == plain["usage"]["completion_tokens"]
+        chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == plain["outputs"]
+        assert chunks[-1].usage.completion_tokens == plain["usage"]["completion_tokens"]
+        vectors = client.embeddings.create(model=names[1], input=[question, question]).data
+        assert len(vectors[0].embedding) == 384
+        assert vectors[0].embedding == vectors[1].embedding
 
 
 def test_a_conversation_is_remembered_across_a_restart(tmp_path, models_dir):
