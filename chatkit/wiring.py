@@ -99,10 +99,37 @@ def open_store(settings: Settings) -> Store:
 
     Raises:
         StoreFailed: it cannot be opened.
+        ConfigError: its table, credentials or library are missing.
     """
+    if settings.store == "memory":
+        from chatkit.testing import MemoryStore
+
+        return MemoryStore()
+    if settings.store == "dynamodb":
+        from chatkit.sessions.dynamodb import DynamoDBStore
+
+        return DynamoDBStore(
+            settings.dynamodb_table, region=settings.dynamodb_region, endpoint=settings.dynamodb_endpoint
+        )
     from chatkit.sessions.sqlite import SQLiteStore
 
     return SQLiteStore(settings.database)
+
+
+def create_table(settings: Settings) -> bool:
+    """Create the DynamoDB table that the settings name, whatever store they name; return whether it is new.
+
+    Raises:
+        ConfigError: there is one with other keys, or credentials, permission or the library are missing.
+        StoreFailed: nobody answers.
+    """
+    from chatkit.sessions.table import Table
+
+    table = Table(settings.dynamodb_table, region=settings.dynamodb_region, endpoint=settings.dynamodb_endpoint)
+    try:
+        return table.create()
+    finally:
+        table.close()
 
 
 def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
