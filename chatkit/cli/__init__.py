@@ -14,6 +14,7 @@ from chatkit.settings import describe
 COMMANDS = {
     "ask": "Ask one question here, without a server.",
     "bench": "Measure chatkit against the bare parts it is made of.",
+    "chat": "Talk to the service, line by line.",
     "models": "Fetch models and list them.",
     "moderate": "Label and score a text.",
     "moderation": "Train the embedded moderation head.",

@@ -1,13 +1,14 @@
 """`chatkit ask`."""
 
 import asyncio
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from chatkit.cli import log_to_stderr, setting_options
+from chatkit.cli._show import as_json as json_line
+from chatkit.cli._show import plain, source_line
 from chatkit.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ async def _ask(settings: Settings, message: str, session: str | None, as_json: b
         async for event in service.stream(request):
             match event:
                 case TextDelta(text) if not as_json:
-                    click.echo(text, nl=False)
+                    click.echo(plain(text), nl=False)
                 case Replace(text, label) if not as_json:
-                    click.echo(f"\n{text} [{label or 'unavailable'}]", nl=False)
+                    click.echo(plain(f"\n{text} [{label or 'unavailable'}]"), nl=False)
                 case Reply():
                     _show(event, as_json)
                 case Error(error):
@@ -72,9 +73,8 @@ def _show(reply: "Reply", as_json: bool) -> None:
     if as_json:
         from chatkit.server.protocols.native import answer
 
-        click.echo(json.dumps(answer(reply), ensure_ascii=False))
+        click.echo(json_line(answer(reply)))
         return
     click.echo()
     for number, passage in enumerate(reply.passages, 1):
-        heading = " - ".join(part for part in (passage.title, passage.section) if part)
-        click.echo(f"[{number}] {passage.score:.2f} {passage.source} {heading}", err=True)
+        click.echo(source_line(number, passage), err=True)

@@ -1,0 +1,215 @@
+"""The interactive shell: lines in, turns and commands out. It knows neither its terminal nor where its service is."""
+
+import difflib
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+from chatkit import errors
+from chatkit.cli._hyperparameters import Hyperparameters
+from chatkit.cli._interrupts import Interrupts, Stopped
+from chatkit.cli._screens import Screen
+from chatkit.cli._show import one_line, source_line
+from chatkit.cli._talkers import Question, Talker
+from chatkit.service import new_request_id
+from chatkit.types import Error, Passage, Replace, Reply, Retrieved, TextDelta, TurnStarted
+
+HELP = {
+    "/raw_say TEXT": "answer TEXT alone: no conversation, no retrieval, not stored; checked like any other",
+    "/raw_prompt": "show the prompt that the model got last",
+    "/sources": "show the sources of the last answer in full",
+    "/again": "ask the last message again, as the same turn",
+    "/hyperparameters [NAME=VALUE …]": "show, or set, how answers are sampled and what is looked up",
+    "/session [ID]": "show the session, or go on with another",
+    "/reset": "begin a new conversation",
+    "/help, /?": "show this",
+    "/quit": "leave; so does Ctrl-D",
+    "//TEXT": "send a message that begins with a slash",
+}
+COMMANDS = tuple(usage.split()[0].strip(",") for usage in HELP if not usage.startswith("//"))
+# What to do next, where the error itself does not say.
+_NEXT: tuple[tuple[type[errors.ChatkitError], str], ...] = (
+    (errors.Unauthorized, "start again with --api-key or CHATKIT_API_KEY"),
+    (errors.TooLarge, "send a shorter message"),
+    (errors.Conflict, "/again asks for the same turn a little later"),
+    (errors.Unavailable, "/again asks for the same turn"),
+)
+
+
+class Shell:
+    """Talks until the lines end.
+
+    Attributes:
+        session: id of the conversation; None until its first message.
+    """
+
+    def __init__(
+        self,
+        talker: Talker,
+        screen: Screen,
+        interrupts: Interrupts,
+        hyperparameters: Hyperparameters,
+        session: str | None = None,
+    ) -> None:
+        self.session = session
+        self._talker = talker
+        self._screen = screen
+        self._interrupts = interrupts
+        self._hyperparameters = hyperparameters
+        self._sources: tuple[Passage, ...] = ()
+        self._last: tuple[Question, str] | None = None
+        self._leaving = False
+        self._commands: dict[str, Callable[[str], Awaitable[None]]] = {
+            "/raw_say": self._raw_say,
+            "/raw_prompt": self._raw_prompt,
+            "/sources": self._show_sources,
+            "/again": self._again,
+            "/hyperparameters": self._set,
+            "/session": self._go_on,
+            "/reset": self._reset,
+            "/help": self._help,
+            "/?": self._help,
+            "/quit": self._quit,
+        }
+
+    async def run(self) -> None:
+        """Obey line after line.
+
+        Raises:
+            Stopped: Ctrl-C ended it, where that is what Ctrl-C does.
+        """
+        while not self._leaving and (line := await self._screen.line()) is not None:
+            try:
+                await self._obey(line)
+            except errors.ChatkitError as error:
+                self._screen.error(_with_next_step(error))
+
+    async def _obey(self, line: str) -> None:
+        if line.startswith("//"):
+            await self._ask(self._question(line[1:]), line)
+        elif not line.startswith("/"):
+            await self._ask(self._question(line), line)
+        else:
+            name, *rest = line.split(maxsplit=1)
+            command = self._commands.get(name)
+            if command is None:
+                raise errors.InvalidRequest(_unknown(name))
+            await command(rest[0].strip() if rest else "")
+
+    def _question(self, text: str, *, alone: bool = False) -> Question:
+        return Question(text, new_request_id(), self.session, self._hyperparameters, alone)
+
+    async def _ask(self, question: Question, line: str) -> None:
+        """Run one turn, stoppable by Ctrl-C; its line is kept once the check has let it pass and the turn is stored."""
+        self._last = (question, line)
+        accepted: list[bool] = []
+        try:
+            await self._interrupts.stoppable(self._turn(question, accepted))
+        except Stopped:
+            self._screen.stopped()
+        finally:
+            if accepted and all(accepted) and not question.alone:
+                self._screen.keep(line)
+
+    async def _turn(self, question: Question, accepted: list[bool]) -> None:
+        """Show a turn; `accepted` gets True for what only an accepted message brings, False for a refusal."""
+        self._sources = ()
+        async with aclosing(self._talker.say(question)) as events:
+            async for event in events:
+                match event:
+                    case TurnStarted(session_id) if not question.alone:
+                        self.session = session_id
+                    case Retrieved():
+                        accepted.append(True)
+                    case TextDelta(text):
+                        accepted.append(True)
+                        self._screen.piece(text)
+                    case Replace():
+                        accepted.append(False)
+                        self._screen.withdraw(event)
+                    case Reply():
+                        accepted.append(event.finish_reason != "content_filter")
+                        self._sources = event.passages
+                        self._screen.answered(event, self._notes(event, question))
+                    case Error(error):
+                        raise error
+
+    def _notes(self, reply: Reply, question: Question) -> list[str]:
+        """Return what there is to say about an answer: why it ends early, then its sources."""
+        notes = []
+        if not reply.text:
+            notes.append("[an empty answer]")
+        match reply.finish_reason:
+            case "length":
+                most = question.hyperparameters.chosen.get("max_new_tokens", reply.usage.completion_tokens)
+                notes.append(f"[cut at {most} tokens; /hyperparameters max_new_tokens=… allows more]")
+            case "deadline":
+                notes.append("[cut at the service's deadline]")
+            case "aborted":
+                notes.append("[stopped by the service; /again asks for the same turn]")
+        if reply.dropped_turns:
+            notes.append(f"[the oldest messages no longer fit the prompt: {reply.dropped_turns} left out]")
+        return notes + [source_line(number, passage) for number, passage in enumerate(reply.passages, 1)]
+
+    async def _raw_say(self, text: str) -> None:
+        if not text:
+            raise errors.InvalidRequest("/raw_say is without a text, expected /raw_say TEXT")
+        await self._ask(self._question(text, alone=True), text)
+
+    async def _raw_prompt(self, rest: str) -> None:
+        _require_nothing("/raw_prompt", rest)
+        self._screen.tell(self._talker.last_prompt() or "the model has got no prompt yet; send a message first")
+
+    async def _show_sources(self, rest: str) -> None:
+        _require_nothing("/sources", rest)
+        if not self._sources:
+            self._screen.tell("the last answer has no sources")
+        for number, passage in enumerate(self._sources, 1):
+            text = passage.text or "(the text was not kept with the stored answer)"
+            self._screen.tell(f"{source_line(number, passage)}\n{text}\n")
+
+    async def _again(self, rest: str) -> None:
+        _require_nothing("/again", rest)
+        if self._last is None:
+            raise errors.InvalidRequest("there is no message to ask again; send one first")
+        await self._ask(*self._last)
+
+    async def _set(self, words: str) -> None:
+        self._hyperparameters = self._hyperparameters.changed(words)
+        self._screen.tell("\n".join(self._hyperparameters.rows()))
+
+    async def _go_on(self, session: str) -> None:
+        if session:
+            self.session, self._sources, self._last = session, (), None
+        self._screen.tell(f"session {self.session}" if self.session else "no session yet; the next message opens one")
+
+    async def _reset(self, rest: str) -> None:
+        _require_nothing("/reset", rest)
+        self.session, self._sources, self._last = None, (), None
+        self._screen.tell("a new conversation begins with the next message")
+
+    async def _help(self, rest: str) -> None:
+        width = max(map(len, HELP)) + 2
+        self._screen.tell("\n".join(f"{usage:<{width}}{text}" for usage, text in HELP.items()))
+
+    async def _quit(self, rest: str) -> None:
+        self._leaving = True
+
+
+def _require_nothing(command: str, rest: str) -> None:
+    if rest:
+        raise errors.InvalidRequest(f"{command} is followed by {rest!r:.40}, expected nothing; nothing was done")
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "/help lists the commands;"
+    return f"{name!r:.60} is no command, {hint} nothing was sent; //… sends a message that begins with a slash"
+
+
+def _with_next_step(error: errors.ChatkitError) -> str:
+    line = one_line(str(error))
+    step = next((step for kind, step in _NEXT if isinstance(error, kind)), "")
+    if isinstance(error, errors.NotFound):
+        index = "index" in line and "session" not in line
+        step = "/hyperparameters index= takes the service's own" if index else "/reset begins a new conversation"
+    return f"{line}; {step}" if step else line
