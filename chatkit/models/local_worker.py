@@ -2,10 +2,7 @@
 
 It has a process of its own because `ContinuousBatchingPipeline.step` keeps Python's interpreter lock: in the service's
 process every step would stop the event loop (docs/decisions/0002). Commands come as JSON lines on stdin, events leave
-as JSON lines on stdout; the end of stdin is the end of the process.
-
-Commands: {"add": id, "ids": […], "config": {…}} · {"cancel": id}
-Events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} · {"refused": id, "why": …} · {"fatal": …}
+as JSON lines on stdout (`engine` lists both); the end of stdin is the end of the process.
 """
 
 import json

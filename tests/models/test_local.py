@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from chatkit.errors import EngineFailed, InvalidRequest, Overloaded
-from chatkit.models import local, sources
+from chatkit.models import engine, local, sources
 from chatkit.settings import Settings
 from chatkit.stopping import hold_back
 from chatkit.types import Message, SamplingParams
@@ -107,7 +107,7 @@ async def test_an_answer_the_model_ends_itself_stops_without_its_control_token(m
 
 async def test_characters_of_several_tokens_come_out_whole(model) -> None:
     wanted = "naïve 漢字 🙂🎉 é"
-    generation = local.LocalGeneration(model, -1, 0)
+    generation = engine.EngineGeneration(model, -1, 0)
     ids = model.tokenizer.encode(wanted, add_special_tokens=False).ids
     assert len(model.tokenizer.encode("漢", add_special_tokens=False).ids) > 1
     for token in ids[:-1]:
@@ -152,7 +152,7 @@ async def test_eight_at_once_say_what_each_says_alone(model) -> None:
 
 
 async def test_a_full_queue_is_overloaded_at_once_and_recovers(model, monkeypatch) -> None:
-    monkeypatch.setattr(model, "_options", local.LocalOptions(max_running=1, max_queue=1))
+    monkeypatch.setattr(model, "_most_live", 2)
     running = [model.generate(prompt(model), SamplingParams(max_new_tokens=500)) for _ in range(2)]
     with pytest.raises(Overloaded, match="2 generations are running or waiting"):
         model.generate(prompt(model), SamplingParams())

@@ -1,0 +1,281 @@
+"""A language model in an engine process of its own: this side tokenises, bounds the queue, and hands out the steps.
+
+Every engine that runs here speaks the same lines with its worker: commands go to its stdin, events come from its stdout.
+
+commands: {"add": id, "ids": […], "config": {…}} · {"cancel": id}
+events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} · {"refused": id, "why": …} · {"fatal": …}
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chatkit.errors import BrokenModel, ChatkitError, EngineFailed, InvalidRequest, MissingExtra, Overloaded
+from chatkit.protocols import PromptFormat
+from chatkit.types import Chunk, FinishReason, SamplingParams
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# A step's line holds one short row a running generation; this is far above any real one. Bytes.
+_LINE_LIMIT = 1 << 24
+# The worker ends by itself when its stdin closes; after this it is killed. Seconds.
+_STOP_TIMEOUT = 5.0
+
+
+class EngineGeneration:
+    """One request in the engine; iterate it once."""
+
+    def __init__(self, model: "EngineModel", number: int, prompt_tokens: int) -> None:
+        self._model = model
+        self._number = number
+        self._prompt_tokens = prompt_tokens
+        self._steps: asyncio.Queue[tuple[list[int], str | None] | ChatkitError] = asyncio.Queue()
+        self._cancelled = False
+
+    def put(self, step: tuple[list[int], str | None] | ChatkitError) -> None:
+        """Take a step from the worker, or the failure that ends everything."""
+        self._steps.put_nowait(step)
+
+    def cancel(self) -> None:
+        """Stop in the engine's next step; the iterator then ends with `aborted`."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._model.drop(self._number)
+            self._steps.put_nowait(([], "aborted"))
+
+    async def __aiter__(self) -> AsyncIterator[Chunk]:
+        """Yield chunks of whole characters; the last has the finish reason.
+
+        Raises:
+            EngineFailed: the worker stopped.
+        """
+        from tokenizers.decoders import DecodeStream
+
+        decoder = DecodeStream(skip_special_tokens=True)
+        tokenizer = self._model.tokenizer
+        try:
+            while True:
+                step = await self._steps.get()
+                if isinstance(step, ChatkitError):
+                    raise type(step)(str(step))  # one of its own: a shared exception would keep every raiser's frames
+                tokens, reason = step
+                text = "".join(decoder.step(tokenizer, token) or "" for token in tokens)
+                if reason == "ignored":
+                    raise Overloaded(
+                        "the engine has no key-value cache left for this prompt; raise CHATKIT_KV_CACHE_GB or send less"
+                    )
+                last: FinishReason | None = reason  # type: ignore[assignment]
+                yield Chunk(text, len(tokens), last, self._prompt_tokens if last else 0)
+                if last:
+                    return
+        finally:
+            self.cancel()
+
+
+class EngineModel:
+    """A language model in an engine process; satisfies protocols.LanguageModel.
+
+    Args:
+        command: what starts the worker.
+        most_live: generations that may run or wait; more are refused.
+
+    Attributes:
+        tokens_made: tokens the engine has generated for anybody, since the start.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str,
+        context_window: int,
+        eos_ids: Sequence[int],
+        form: PromptFormat,
+        tokenizer: "Tokenizer",
+        most_live: int,
+    ) -> None:
+        self.name = name
+        self.context_window = context_window
+        self.format = form
+        self.tokenizer = tokenizer
+        self.tokens_made = 0
+        self._command = tuple(command)
+        self._eos_ids = tuple(eos_ids)
+        self._most_live = most_live
+        self._process: asyncio.subprocess.Process | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._live: dict[int, EngineGeneration] = {}
+        self._next = 0
+        self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
+        self._complaints: deque[str] = deque(maxlen=20)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker is up."""
+        return self._failure is None
+
+    def count_tokens(self, text: str) -> int:
+        """Return how many tokens `text` is, control tokens read as such."""
+        return len(self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    async def start(self) -> None:
+        """Start the engine's process and wait until it has loaded.
+
+        Raises:
+            EngineFailed: the process ended; the message holds its last words.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_LIMIT,
+        )
+        ready = asyncio.get_running_loop().create_future()
+        self._reader = asyncio.create_task(self._read(self._process, ready))
+        try:
+            await ready
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Stop the engine's process; running generations end with EngineFailed."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._fail(EngineFailed("the service is shutting down"))
+        if process.stdin:
+            process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), _STOP_TIMEOUT)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+        if self._reader:
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    def generate(self, prompt: str, sampling: SamplingParams) -> EngineGeneration:
+        """Queue a prompt; see protocols.LanguageModel."""
+        if self._failure:
+            raise EngineFailed(str(self._failure))
+        if len(self._live) >= self._most_live:
+            raise Overloaded(
+                f"{len(self._live)} generations are running or waiting, the most this server takes; try again shortly"
+            )
+        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        number, self._next = self._next, self._next + 1
+        generation = EngineGeneration(self, number, len(ids))
+        self._live[number] = generation
+        config = {
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "repetition_penalty": sampling.repetition_penalty,
+            "seed": sampling.seed,
+            "stop_words": sampling.stop_words,
+            "eos_ids": self._eos_ids,
+        }
+        self._send({"add": number, "ids": ids, "config": config})
+        return generation
+
+    def drop(self, number: int) -> None:
+        """Forget a generation and tell the worker to stop it."""
+        if self._live.pop(number, None) is not None:
+            self._send({"cancel": number})
+
+    def _send(self, command: dict[str, Any]) -> None:
+        if self._process and self._process.stdin and not self._process.stdin.is_closing():
+            self._process.stdin.write(json.dumps(command, separators=(",", ":")).encode() + b"\n")
+
+    async def _read(self, process: asyncio.subprocess.Process, ready: "asyncio.Future[None]") -> None:
+        """Hand out the worker's events until its stdout ends; then everything that waits has failed."""
+        if process.stdout is None or process.stderr is None:
+            raise AssertionError("the worker was started with pipes")
+        stderr = asyncio.create_task(self._keep_complaints(process.stderr))
+        why = ""
+        try:
+            async for line in process.stdout:
+                event = json.loads(line)
+                if "step" in event:
+                    self._hand_out(event["step"])
+                elif "ready" in event:
+                    self._failure = None
+                    ready.set_result(None)
+                elif "refused" in event:
+                    self._refuse(event["refused"], event["why"])
+                else:
+                    why = event["fatal"]
+        except ValueError:  # the worker died within a line
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            why = "its last line is incomplete"
+        code = await process.wait()
+        await stderr
+        why = why or (self._complaints[-1] if self._complaints else "no message")
+        detail = f"the engine's process ended with code {code}: {why}"
+        self._fail(EngineFailed("the language model has stopped; the operator has to restart the service"))
+        if not ready.done():
+            ready.set_exception(EngineFailed(detail))
+        elif self._process is not None:
+            log.error("%s", detail)
+
+    def _hand_out(self, rows: list[list[Any]]) -> None:
+        for number, tokens, reason in rows:
+            self.tokens_made += len(tokens)
+            generation = self._live.get(number)
+            if generation is None:
+                continue  # cancelled while this step ran
+            if reason:
+                del self._live[number]
+            generation.put((tokens, reason))
+
+    def _refuse(self, number: int, why: str) -> None:
+        generation = self._live.pop(number, None)
+        if generation is not None:
+            log.error("the engine refused a prompt: %s", why)
+            generation.put(InvalidRequest("the engine cannot take this prompt or its sampling parameters; change them"))
+
+    def _fail(self, failure: EngineFailed) -> None:
+        if self._failure is None:
+            self._failure = failure
+        for generation in self._live.values():
+            generation.put(failure)
+        self._live.clear()
+
+    async def _keep_complaints(self, stream: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ValueError):  # a line longer than the limit is no message
+            async for line in stream:
+                text = line.decode("utf-8", "replace").strip()
+                if text:
+                    self._complaints.append(text[:300])
+                    log.debug("engine: %s", text)
+
+
+def load_tokenizer(folder: Path) -> "Tokenizer":
+    """Read `tokenizer.json` of a model folder.
+
+    Raises:
+        BrokenModel: it cannot be read.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtra("tokenizers", "local") from error
+    file = folder / "tokenizer.json"
+    try:
+        text = file.read_text(encoding="utf-8")
+        return Tokenizer.from_str(text)
+    except OSError as error:
+        raise BrokenModel(
+            f"{str(file)!r} cannot be read ({error.strerror}); remove {str(folder)!r} and start again"
+        ) from error
