@@ -1,6 +1,7 @@
 """Ctrl-C as a message to the piece of work that runs, not an exception anywhere."""
 
 import asyncio
+import atexit
 import signal
 import threading
 from collections.abc import Coroutine
@@ -30,6 +31,8 @@ class Interrupts:
         """Take SIGINT over; only the main thread can."""
         if threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._caught)
+            # While the interpreter ends, a late Ctrl-C would turn the exit code into a signal's or print a traceback.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -79,13 +79,13 @@ def reply_of(table: Mapping[str, Any]) -> Reply:
     )
 
 
-def error_of(table: Mapping[str, Any]) -> errors.ChatkitError:
+def error_of(body: object) -> errors.ChatkitError:
     """Return the error of the tree that `{"error": {"code", "message"}}` names.
 
     Raises:
         BadFrame: it is no such object.
     """
-    told = _table(table.get("error"))
+    told = _table(_table(body).get("error"))
     code, message = _text(told, "code"), _text(told, "message")
     known = (kind for kind in _tree(errors.ChatkitError) if kind.__init__ is errors.ChatkitError.__init__)
     return next((kind for kind in known if kind.code == code), errors.ChatkitError)(message)
