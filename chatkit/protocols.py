@@ -80,8 +80,13 @@ class LanguageModel(Protocol):
         """Return how many tokens the model reads `text` as, markers of the format included."""
         ...
 
-    def generate(self, prompt: str, sampling: SamplingParams) -> Generation:
+    def generate(self, prompt: str, sampling: SamplingParams, *, session: str = "") -> Generation:
         """Start generating at once.
+
+        Args:
+            prompt: as `format` renders it.
+            sampling: how tokens are chosen; its stop words save steps, the service cuts at them either way.
+            session: the same for every turn of a session and no secret, for fair queues and warm caches; "" for none.
 
         Raises:
             Overloaded: the engine's queue is full.

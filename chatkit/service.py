@@ -1,6 +1,8 @@
 """The turn: input moderation, retrieval, prompt, language model, output moderation, stored turn. Read `_turn` first."""
 
 import asyncio
+import hashlib
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, suppress
@@ -141,7 +143,8 @@ class OpenChatKitService:
         sent = ""
         try:
             words = (*self.model.format.stop_words, *request.sampling.stop_words)
-            generation = self.model.generate(prompt.text, replace(request.sampling, stop_words=words))
+            sampling = replace(request.sampling, stop_words=words)
+            generation = self.model.generate(prompt.text, sampling, session=session_hint(ticket))
             live.stop_with(generation.cancel)
             yield TurnStarted(ticket.session_id, ticket.request_id)  # not before the engine has taken the prompt
             if prompt.passages:
@@ -228,6 +231,14 @@ class OpenChatKitService:
 def new_request_id() -> str:
     """Return a request id for a caller that sent none."""
     return "r-" + secrets.token_urlsafe(16)
+
+
+def session_hint(ticket: Ticket) -> str:
+    """Return a hash that the turns of a stored session share, "" where nothing is stored; the id itself is a secret."""
+    if not ticket.session_id:
+        return ""
+    named = json.dumps([ticket.owner.tenant, ticket.owner.user, ticket.session_id])
+    return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
 async def _ending_at_deadline(live: LiveTurn, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:

@@ -54,6 +54,7 @@ class Settings:
     prompt_format: Literal["auto", "openchatkit"] = _setting(
         "auto", "How prompts are written: by the model's chat template, or as <human>: and <bot>: lines."
     )
+    engine: Literal["local"] = _setting("local", "What runs the chat model: `local` is OpenVINO with GGUF weights.")
     threads: int = _setting(0, "CPU threads for the engine; 0 takes all cores.")
     kv_cache_gb: int = _setting(1, "Memory for the engine's key-value cache, in GiB.")
     max_running: int = _setting(64, "Generations that run at once; more wait in the queue.")

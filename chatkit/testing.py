@@ -80,7 +80,7 @@ class ScriptedModel:
         """Count words."""
         return len(text.split())
 
-    def generate(self, prompt: str, sampling: SamplingParams) -> ScriptedGeneration:
+    def generate(self, prompt: str, sampling: SamplingParams, *, session: str = "") -> ScriptedGeneration:
         """Start the next reply."""
         self.prompts.append(prompt)
         pieces = self._replies.popleft() if len(self._replies) > 1 else self._replies[0]

@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chatkit.engines import open_model
 from chatkit.planning import ServiceOptions
-from chatkit.prompts import OpenChatKitFormat
-from chatkit.protocols import Embedder, Encoder, LanguageModel, Moderator, Retriever, SessionArchive, TurnStore
+from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionArchive, TurnStore
 from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 
@@ -51,31 +51,6 @@ async def build_service(settings: Settings) -> OpenChatKitService:
         return OpenChatKitService(
             model, moderator, store, retriever=retriever, encoder=encoder, options=options, resources=resources
         )
-
-
-async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
-    """Start the engine for the chat model; `stack` stops it.
-
-    Raises:
-        ModelError: the model was not pulled, or cannot be used.
-        EngineFailed: the engine did not start.
-    """
-    from chatkit.models import local, sources
-
-    file = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat", profile=settings.profile)
-    options = local.LocalOptions(
-        threads=settings.threads,
-        kv_cache_gb=settings.kv_cache_gb,
-        max_running=settings.max_running,
-        max_queue=settings.max_queue,
-        prefix_cache=settings.prefix_cache,
-    )
-    cache = sources.derived_dir(file, models_dir=settings.models)
-    form = OpenChatKitFormat() if settings.prompt_format == "openchatkit" else None
-    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options, form=form)
-    stack.push_async_callback(model.close)
-    await model.start()
-    return model
 
 
 def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Moderator, Retriever | None, TurnStore]:

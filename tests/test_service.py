@@ -290,7 +290,7 @@ async def test_a_failing_engine_aborts_the_turn_with_what_was_sent() -> None:
 async def test_a_full_engine_says_so_before_the_turn_has_started() -> None:
     service = service_with(["Hello."])
 
-    def full(prompt, sampling):
+    def full(prompt, sampling, *, session):
         raise errors.Overloaded("queue full")
 
     service.model.generate = full

@@ -16,6 +16,7 @@ from chatkit.evaluation.processes import machine_cpu_seconds
 from chatkit.evaluation.report import Report, Spread
 from chatkit.evaluation.served import ServedAnswer, ServedChatkit, ServedRound
 from chatkit.evaluation.workload import PromptFrame, Workload
+from chatkit.models import sources
 from chatkit.release import WindowCutter
 from chatkit.settings import Settings
 
@@ -265,7 +266,7 @@ def _described(settings: Settings, bench: EngineBench) -> dict[str, Any]:
         "new_tokens": bench.new_tokens,
         "rounds": bench.rounds,
         "sampling": "greedy",
-        "model": settings.chat_model,
+        "model": sources.name_of(settings.chat_model, "chat", settings.profile),
         "precision": "weights as in the GGUF file, the rest as OpenVINO chooses; the same files on both sides",
         "retrieval": False,
         "store": "sqlite",

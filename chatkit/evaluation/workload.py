@@ -36,7 +36,7 @@ class PromptFrame:
     """What the service puts around a message, found by letting the service render one."""
 
     def __init__(self, settings: Settings) -> None:
-        file = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat")
+        file = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat", profile=settings.profile)
         self.folder, self.facts = gguf.converted(file, cache=sources.derived_dir(file, models_dir=settings.models))
         model = local.LocalModel(self.facts, self.folder, local.LocalOptions())  # never started: only its words
         self.tokenizer = model.tokenizer
@@ -111,7 +111,7 @@ class _Recorder:
         self.count_tokens = model.count_tokens
         self.prompt = ""
 
-    def generate(self, prompt: str, sampling: SamplingParams) -> "_Silence":
+    def generate(self, prompt: str, sampling: SamplingParams, *, session: str = "") -> "_Silence":
         """Keep the prompt."""
         self.prompt = prompt
         return _Silence()

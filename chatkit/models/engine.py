@@ -1,6 +1,6 @@
 """A language model in an engine process of its own: this side tokenises, bounds the queue, and hands out the steps.
 
-Every engine that runs here speaks the same lines with its worker: commands go to its stdin, events come from its stdout.
+Every engine that runs here speaks the same lines with its worker, commands to its stdin and events from its stdout.
 
 commands: {"add": id, "ids": […], "config": {…}} · {"cancel": id}
 events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} · {"refused": id, "why": …} · {"fatal": …}
@@ -163,7 +163,7 @@ class EngineModel:
         if self._reader:
             await asyncio.gather(self._reader, return_exceptions=True)
 
-    def generate(self, prompt: str, sampling: SamplingParams) -> EngineGeneration:
+    def generate(self, prompt: str, sampling: SamplingParams, *, session: str = "") -> EngineGeneration:
         """Queue a prompt; see protocols.LanguageModel."""
         if self._failure:
             raise EngineFailed(str(self._failure))

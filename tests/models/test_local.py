@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from chatkit.engines import open_model
 from chatkit.errors import EngineFailed, InvalidRequest, Overloaded
 from chatkit.models import engine, local, sources
 from chatkit.settings import Settings
 from chatkit.stopping import hold_back
 from chatkit.types import Message, SamplingParams
-from chatkit.wiring import open_model
 
 pytestmark = pytest.mark.anyio
 THREADS = 1

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from chatkit.settings import Settings
-from chatkit.wiring import open_model
+from chatkit.engines import open_model
 
 pytestmark = pytest.mark.anyio
 
