@@ -1,9 +1,12 @@
 """Shared parts of the suite: real models from the model cache, a home folder of its own for every test."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests import ministack
 
 # Read before any test changes the environment: where `chatkit models pull` put the default models.
 MODELS = Path(os.environ.get("CHATKIT_MODELS_DIR", "~/.chatkit/models")).expanduser()
@@ -17,6 +20,18 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def models_dir() -> Path:
     return MODELS
+
+
+@pytest.fixture(scope="session")
+def dynamodb(tmp_path_factory) -> Iterator[str]:
+    """Address of a DynamoDB server of the tests' own; nothing of the developer's AWS settings is read from then on."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in ministack.CREDENTIALS.items():
+            patch.setenv(name, value)
+        with ministack.running(tmp_path_factory.mktemp("ministack")) as address:
+            yield address
 
 
 @pytest.fixture(autouse=True)

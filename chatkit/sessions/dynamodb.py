@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,8 @@ from chatkit.errors import ConfigError, Conflict, StoreFailed, TooLarge
 from chatkit.protocols import Accepted, NewTurn, Outcome, SessionList, Ticket
 from chatkit.sessions import items
 from chatkit.sessions.attributes import encode_item, expressions
-from chatkit.sessions.table import INDEX, THREADS, TRIES, Action, Budget, ConditionFailed, Table
+from chatkit.sessions.budget import TRIES, Budget
+from chatkit.sessions.table import INDEX, THREADS, Action, ConditionFailed, Table
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class DynamoDBStore:
         self._table = Table(table, region=region, endpoint=endpoint)
         self._clock = clock
         self._executor = ThreadPoolExecutor(THREADS, "dynamodb")
+        # Those of this process who want the next number of one session and did not get it at once ask one by one.
+        self._queues = [threading.Lock() for _ in range(2 * THREADS)]
         try:
             self._table.check()
         except BaseException:
@@ -117,31 +121,43 @@ class DynamoDBStore:
         return Conversation(self._turns(reversed(kept)))
 
     def _accept(self, budget: Budget, turn: NewTurn) -> Accepted:
-        partition = items.session_key(turn.owner, turn.session_id)
-        request = items.request_key(turn.owner, turn.request_id)
         version = turn.after
         if not version and turn.session_id.startswith("s-") and not turn.opens_session:
             version = self._version(budget, turn.owner, turn.session_id)
-        while True:
-            now, seq = self._clock(), version + 1
-            failed = self._table.transact(
-                budget,
-                self._next_head(turn.owner, partition, seq, now),
-                self._table.put(partition, items.turn_key(seq), self._pending(turn, seq, now), _ABSENT),
-                self._table.put(request, items.REQUEST, {"session_id": turn.session_id, "seq": seq}, _ABSENT),
+        found = self._accept_after(budget, turn, version)
+        if isinstance(found, Accepted):
+            return found
+        with budget.lock(self._queues[hash(turn.session_id) % len(self._queues)]):
+            found = self._accept_after(budget, turn, found)
+            while not isinstance(found, Accepted):
+                found = self._accept_after(budget, turn, found)
+                if not isinstance(found, Accepted):
+                    budget.pause()  # nobody of this process is in the way, so somebody of another is
+            return found
+
+    def _accept_after(self, budget: Budget, turn: NewTurn, version: int) -> Accepted | int:
+        """Accept the turn as the one after `version`; where the session has another version by now, return that."""
+        now, seq = self._clock(), version + 1
+        partition = items.session_key(turn.owner, turn.session_id)
+        request = {"session_id": turn.session_id, "seq": seq}
+        failed = self._table.transact(
+            budget,
+            self._next_head(turn.owner, partition, seq, now),
+            self._table.put(partition, items.turn_key(seq), self._pending(turn, seq, now), _ABSENT),
+            self._table.put(items.request_key(turn.owner, turn.request_id), items.REQUEST, request, _ABSENT),
+        )
+        if not failed:
+            return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
+        if 2 in failed:
+            return self._accept_again(budget, turn, failed[2])
+        if 0 not in failed:  # a turn without its session
+            raise Conflict(
+                f"the removal of session {turn.session_id!r} was not ended; remove it again, or name another one"
             )
-            if not failed:
-                return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
-            if 2 in failed:
-                return self._accept_again(budget, turn, failed[2])
-            if 0 not in failed:  # a turn without its session
-                raise Conflict(
-                    f"the removal of session {turn.session_id!r} was not ended; remove it again, or name another one"
-                )
-            if failed[0] is None:
-                items.check_may_open(turn)
-            version = int(failed[0]["version"]) if failed[0] else 0
-            budget.pause()
+        head = failed[0]
+        if head is None:
+            items.check_may_open(turn)
+        return int(head["version"]) if head else 0
 
     def _version(self, budget: Budget, owner: Owner, session_id: str) -> int:
         head = self._table.get(budget, items.session_key(owner, session_id), items.META)

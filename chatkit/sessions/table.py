@@ -2,7 +2,6 @@
 
 import logging
 import os
-import random
 import secrets
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from typing import Any
 
 from chatkit.errors import ChatkitError, ConfigError, MissingExtra, StoreFailed
 from chatkit.sessions.attributes import Attribute, decode_item, encode, expressions
+from chatkit.sessions.budget import Budget
 
 log = logging.getLogger(__name__)
 Action = dict[str, dict[str, Any]]
@@ -57,39 +57,6 @@ _CREDENTIALS = frozenset(
     }
 )
 _FAILED = "ConditionalCheckFailed"
-# First and longest wait before a try is repeated, and tries in all. Seconds.
-_FIRST_PAUSE, _LONGEST_PAUSE, TRIES = 0.02, 0.6, 10
-
-
-class Budget:
-    """The time and the tries that one call of the store has, whatever it takes of DynamoDB's."""
-
-    def __init__(self, seconds: float, *, tries: int = TRIES) -> None:
-        self._end = time.monotonic() + seconds
-        self._left = tries - 1
-        self._longest = _FIRST_PAUSE
-
-    def check(self) -> None:
-        """Stop when the time is over.
-
-        Raises:
-            StoreFailed: it is.
-        """
-        if time.monotonic() >= self._end:
-            raise StoreFailed("the session store did not answer in time; send the request again later")
-
-    def pause(self) -> None:
-        """Wait a random while before the next try, so that those who collided do not meet again.
-
-        Raises:
-            StoreFailed: the tries or the time are used up.
-        """
-        if not self._left:
-            raise StoreFailed("the session store is busy; send the request again later")
-        self._left -= 1
-        time.sleep(random.uniform(0, self._longest))
-        self._longest = min(_LONGEST_PAUSE, 2 * self._longest)
-        self.check()
 
 
 class ConditionFailed(Exception):

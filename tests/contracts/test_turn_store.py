@@ -7,9 +7,8 @@ import pytest
 from chatkit.errors import Conflict, NotFound
 from chatkit.protocols import NewTurn, Outcome
 from chatkit.sessions import items
-from chatkit.sessions.sqlite import SQLiteStore
-from chatkit.testing import MemoryStore
 from chatkit.types import Owner, Passage, Usage
+from tests.contracts.stores import STORES, opened
 
 pytestmark = pytest.mark.anyio
 OWNER = Owner()
@@ -28,14 +27,10 @@ def clock() -> Clock:
     return Clock()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=STORES)
 def store(request, tmp_path, clock):
-    if request.param == "memory":
-        yield MemoryStore(clock=clock)
-        return
-    opened = SQLiteStore(tmp_path / "sessions.sqlite3", clock=clock)
-    yield opened
-    opened.close()
+    with opened(request.param, request, tmp_path, clock) as store:
+        yield store
 
 
 def new(text="Hello", request_id="request-1", session_id="my-session", owner=OWNER, **more) -> NewTurn:
@@ -184,6 +179,23 @@ async def test_an_aborted_turn_runs_again_under_its_number_though_others_came_af
     await store.finish(again, done("Hallo."))
     assert [(t.seq, t.assistant) for t in await store.load(OWNER, "my-session", limit=9)] == [(1, "Hallo."), (2, "Hi.")]
     assert (await store.accept(new())).repeat.assistant == "Hallo."
+
+
+async def test_a_session_that_was_removed_after_it_was_loaded_is_not_opened_again(store) -> None:
+    await turn(store)
+    newest = (await store.load(OWNER, "my-session", limit=9)).newest
+    await store.delete(OWNER, "my-session")
+    with pytest.raises(NotFound, match="my-session"):
+        await store.accept(new("And then?", "request-2", after=newest))
+    assert len(await store.load(OWNER, "my-session", limit=9)) == 0
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 9])
+async def test_what_the_session_looked_like_when_it_was_loaded_may_be_out_of_date(store, after) -> None:
+    for number in range(1, 4):
+        await turn(store, f"q{number}", f"request-{number}", session_id="s-mine", opens_session=number == 1)
+    accepted = await store.accept(new("q4", "request-4", "s-mine", after=after))
+    assert accepted.ticket.seq == 4
 
 
 async def test_a_refused_message_has_no_text_and_is_handed_back_to_a_repeat(store) -> None:
