@@ -286,7 +286,8 @@ def _mine(ticket: Ticket) -> dict[str, Any]:
 
 def _is_written(ticket: Ticket, stored: Item, written: Item) -> bool:
     """Whether a turn stands as this finish meant to leave it: its own write, whose acknowledgement was lost."""
-    return items.same_attempt(ticket, stored) and all(stored.get(name) == value for name, value in written.items())
+    names = {*written, "assistant", "passages", "blocked", "label"}
+    return items.same_attempt(ticket, stored) and all(stored.get(name) == written.get(name) for name in names)
 
 
 def _expired(item: Item, now: float) -> bool:
