@@ -1,4 +1,4 @@
-"""Resolve pyproject.toml into the two locks: every platform, every hash, torch and what it brings left out.
+"""Resolve pyproject.toml into the locks: every platform, every hash, torch and what it brings left out.
 
 requirements.lock holds what chatkit and its tests need; requirements-ministack.lock the DynamoDB server of the tests.
 
