@@ -28,6 +28,11 @@ class Owner:
     tenant: str = "default"
     user: str = "anonymous"
 
+    @classmethod
+    def behind(cls, api_key: str | None) -> "Owner":
+        """Return the one owner of all who call a service with this key; without one they are all anonymous."""
+        return cls() if api_key is None else cls(user="key")
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
