@@ -45,7 +45,7 @@ _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON ob
 
 
 @sessions.command("list")
-@click.option("--limit", type=click.IntRange(min=1), help="List this many; without it all.")
+@click.option("--limit", metavar="N", type=click.IntRange(min=1), help="List this many; without it all.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where a list with --limit ended.")
 @_json_option
 @_owned

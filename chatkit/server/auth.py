@@ -35,6 +35,7 @@ class Gatekeeper:
 
     def __init__(self, api_key: str | None) -> None:
         self._digest = _digest(api_key) if api_key is not None else None
+        self._owner = Owner.behind(api_key)
 
     def owner(self, headers: Mapping[str, str]) -> Owner:
         """Return whose sessions this caller may use.
@@ -43,11 +44,11 @@ class Gatekeeper:
             Unauthorized: the key is missing or wrong.
         """
         if self._digest is None:
-            return Owner()
+            return self._owner
         kind, _, key = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip()), self._digest):
             raise Unauthorized("the API key is missing or wrong; send it as `Authorization: Bearer KEY`")
-        return Owner(user="key")
+        return self._owner
 
 
 def _digest(key: str) -> bytes:
