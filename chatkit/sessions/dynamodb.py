@@ -104,10 +104,11 @@ class DynamoDBStore:
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._executor, work, budget)
-        except TimeoutError as error:
-            raise StoreFailed("the session store did not answer in time; send the request again later") from error
-        except ConfigError as error:  # it was right when the store was opened, and may be again
-            raise StoreFailed(str(error)) from error
+        except (TimeoutError, ConfigError, StoreFailed) as error:
+            # A setting that is wrong now was right when the store was opened, and may be again.
+            said = str(error) or "the session store did not answer in time; send the request again later"
+            log.error("DynamoDB table %s: %s", self._table.name, said)
+            raise StoreFailed(said) from error
 
     def _load(self, budget: Budget, owner: Owner, session_id: str, limit: int) -> Conversation:
         key = expressions(keys="#pk = :pk", pk=items.session_key(owner, session_id))

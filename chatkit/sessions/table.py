@@ -283,9 +283,8 @@ class Table:
         )
 
     def _explained(self, error: Exception) -> ChatkitError:
-        """Return what an error of the SDK means for chatkit; AWS's own words go to the log."""
+        """Return what an error of the SDK means for chatkit; what AWS said of a failure goes to the log."""
         kind, code = type(error).__name__, _code_of(error)
-        log.error("DynamoDB table %s: %s", self.name, _words(error) if code else kind)
         if code == "ResourceNotFoundException":
             flags = f" --dynamodb-table {self.name}" + (
                 f" --dynamodb-endpoint {self._endpoint}" if self._endpoint else ""
@@ -312,6 +311,8 @@ class Table:
             return ConfigError(
                 f"dynamodb_endpoint is {self._endpoint!r}, which is no address; expected http://HOST:PORT"
             )
+        if code:
+            log.error("DynamoDB table %s: %s", self.name, _words(error))
         return StoreFailed(f"the session store did not answer ({code or kind}); send the request again later")
 
 
