@@ -16,15 +16,17 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """While entered, Ctrl-C cancels what `stoppable` runs, once; at any other time it does nothing.
+    """While entered, Ctrl-C cancels what `stoppable` runs, once, and otherwise what it runs next.
 
-    So a second Ctrl-C cannot break into the clean-up that the first one began.
+    So a second Ctrl-C cannot break into the clean-up that the first one began, and none is lost between two pieces of
+    work; `forget` is for those who do not mean the next one.
     """
 
     def __init__(self) -> None:
         self._work: asyncio.Task[Any] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = False
+        self._pending = False
         self._before: Any = None
 
     def __enter__(self) -> "Interrupts":
@@ -41,9 +43,15 @@ class Interrupts:
             signal.signal(signal.SIGINT, self._before)
 
     def _caught(self, number: int, frame: FrameType | None) -> None:
-        if self._work is not None and self._loop is not None and not self._asked:
+        if self._work is None or self._loop is None:
+            self._pending = True
+        elif not self._asked:
             self._asked = True
             self._loop.call_soon_threadsafe(self._work.cancel)
+
+    def forget(self) -> None:
+        """Forget a Ctrl-C that came while nothing ran."""
+        self._pending = False
 
     async def stoppable(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end.
@@ -53,11 +61,16 @@ class Interrupts:
         """
         self._loop, self._asked = asyncio.get_running_loop(), False
         self._work = task = asyncio.create_task(work)
+        if self._pending:
+            self._pending, self._asked = False, True
+            task.cancel()
         try:
-            return await task
+            result = await task
         except asyncio.CancelledError:
             if self._asked:
                 raise Stopped from None
             raise
         finally:
             self._work = None
+        self._pending = self._pending or self._asked  # it came too late for this work
+        return result

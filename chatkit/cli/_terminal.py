@@ -11,6 +11,7 @@ from prompt_toolkit.completion import Completer, WordCompleter
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
+from chatkit.cli._interrupts import Interrupts
 from chatkit.cli._screens import refusal_line
 from chatkit.cli._show import plain
 from chatkit.types import Replace, Reply
@@ -70,8 +71,9 @@ def _line_in(row: str) -> str:
 class TerminalScreen:
     """A terminal that a person sits at."""
 
-    def __init__(self, history: KeptHistory, commands: Sequence[str]) -> None:
+    def __init__(self, history: KeptHistory, commands: Sequence[str], interrupts: Interrupts) -> None:
         self._history = history
+        self._interrupts = interrupts
         self._session: PromptSession[str] = PromptSession(
             _PROMPT,
             history=history,
@@ -96,6 +98,7 @@ class TerminalScreen:
             except EOFError:
                 return None
             if text.strip():
+                self._interrupts.forget()  # one that came after the last answer does not mean the next
                 return text
 
     def piece(self, text: str) -> None:

@@ -1,0 +1,156 @@
+"""The parts of the shell that need no terminal: safe text, hyperparameters, the history file, Ctrl-C."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from chatkit.cli._hyperparameters import Hyperparameters
+from chatkit.cli._interrupts import Interrupts, Stopped
+from chatkit.cli._shell import COMMANDS, HELP
+from chatkit.cli._show import as_json, plain, source_line
+from chatkit.cli._terminal import KeptHistory
+from chatkit.errors import InvalidRequest
+from chatkit.types import Passage, RetrievalOptions, SamplingParams
+
+DEFAULTS = {"max_new_tokens": 256, "temperature": 0.0, "stop": None, "k": 3, "index": "docs", "retrieval": True}
+
+
+def test_everything_a_terminal_obeys_is_shown_and_the_rest_is_left_alone() -> None:
+    kept = "Zeile\n\tü 漢字 🙂 e\u0301 \u00a0\u200d"
+    assert plain(kept) == kept
+    controls = [chr(c) for c in [*range(0x20), *range(0x7F, 0xA0)] if chr(c) not in "\n\t\r"]
+    bidi = ["\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))]
+    for character in [*controls, *bidi, "\ud800", "\udfff"]:
+        shown = plain(f"a{character}b")
+        assert len(shown) == 3
+        assert character not in shown
+    assert plain("a\r\nb\rc") == "a\nbc"
+    assert plain("\x1b\x7f\x9b") == "␛␡�"
+
+
+def test_a_source_is_one_line() -> None:
+    passage = Passage("p", "text", title="A\nB", section="C\x1b[2J", source="a\tb.md", score=0.1)
+    assert source_line(3, passage) == "[3] 0.10 a b.md A B - C␛[2J"
+
+
+def test_json_escapes_what_a_terminal_obeys() -> None:
+    assert as_json({"a": "ü\x9b\u202e\x7f\n"}) == '{"a": "ü\\u009b\\u202e\\u007f\\n"}'
+
+
+def test_chosen_values_go_before_defaults_and_an_empty_one_is_taken_back() -> None:
+    settings = Hyperparameters(DEFAULTS).changed("temperature=0.7 top_k=40 seed=0 stop='a b' k=5 index=handbook")
+    assert settings.sampling() == SamplingParams(256, 0.7, top_k=40, seed=0, stop_words=("a b",))
+    assert settings.retrieval() == RetrievalOptions(True, 5, "handbook")
+    assert settings.parameters() == {
+        "temperature": 0.7, "top_k": 40, "seed": 0, "stop": ["a b"], "k": 5, "index": "handbook",
+    }  # fmt: skip
+    back = settings.changed("temperature= stop= top_k= seed= k= index=")
+    assert back == Hyperparameters(DEFAULTS)
+    assert back.retrieval() == RetrievalOptions(True, 3, None)
+
+
+def test_retrieval_off_is_sent_as_the_door_names_it() -> None:
+    settings = Hyperparameters().changed("retrieval=off index=handbook")
+    assert settings.parameters() == {"no_retrieval": True, "index": "handbook"}
+    assert settings.retrieval() == RetrievalOptions(False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("temperature=hot", "temperature is 'hot', expected a number"),
+        ("temperature=2.5", "temperature is 2.5, expected a number from 0.0 to 2.0"),
+        ("temperature=nan", "temperature is nan, expected"),
+        ("max_new_tokens=1.5", "max_new_tokens is '1.5', expected a whole number"),
+        ("k=51", "k is 51, expected a number from 1 to 50"),
+        ("retrieval=maybe", "retrieval is 'maybe', expected on or off"),
+        ("temprature=1", "did you mean 'temperature'"),
+        ("zzz=1", "known here: max_new_tokens, temperature"),
+        ("temperature 0.7", "'temperature' is no setting, expected name=value"),
+        ("stop='a", "cannot be read"),
+    ],
+)
+def test_a_wrong_value_is_named_and_nothing_is_changed(words, message) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        Hyperparameters(DEFAULTS).changed(words)
+    assert message in str(raised.value)
+
+
+def test_without_an_index_retrieval_cannot_be_turned_on() -> None:
+    settings = Hyperparameters(DEFAULTS, searches=False)
+    assert settings.retrieval().enabled is False
+    assert "retrieval           off (no index is open)" in settings.rows()
+    with pytest.raises(InvalidRequest, match="no index open"):
+        settings.changed("index=handbook")
+
+
+def test_a_line_is_in_the_history_file_only_when_it_is_kept(tmp_path) -> None:
+    file = tmp_path / "new" / "chat_history"
+    history = KeptHistory(file)
+    history.append_string("refused")
+    history.append_string("two\nlines \u2028 ü")
+    assert not file.exists()
+    history.keep("two\nlines \u2028 ü")
+    file.chmod(0o644)
+    history.keep("later")
+    assert file.stat().st_mode & 0o777 == 0o600
+    with file.open("a") as out:
+        out.write('{"not": "a line"}\nbroken\n')
+    assert list(KeptHistory(file).load_history_strings()) == ["later", "two\nlines \u2028 ü"]
+    assert list(KeptHistory(None).load_history_strings()) == []
+    file.write_bytes(b"\xff")
+    assert list(KeptHistory(file).load_history_strings()) == []
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_stops_the_work_once_and_lets_it_clean_up() -> None:
+    async def work(cleaned: list[str]) -> None:
+        try:
+            interrupt()
+            await asyncio.sleep(30)
+        finally:
+            interrupt()  # a second one, during the clean-up
+            await asyncio.sleep(0.01)
+            cleaned.append("whole")
+
+    async def run(interrupts: Interrupts) -> list[str]:
+        cleaned: list[str] = []
+        with pytest.raises(Stopped):
+            await interrupts.stoppable(work(cleaned))
+        cleaned.append(await interrupts.stoppable(asyncio.sleep(0, "goes on")))
+        return cleaned
+
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts() as interrupts:
+        assert asyncio.run(run(interrupts)) == ["whole", "goes on"]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_ctrl_c_between_two_pieces_of_work_stops_the_next_unless_it_is_forgotten() -> None:
+    async def late() -> str:
+        interrupt()  # nothing waits any more: the work ends as if it had not come
+        return "done"
+
+    async def run(interrupts: Interrupts) -> None:
+        interrupt()
+        with pytest.raises(Stopped):
+            await interrupts.stoppable(asyncio.sleep(30))
+        assert await interrupts.stoppable(late()) == "done"
+        with pytest.raises(Stopped):
+            await interrupts.stoppable(asyncio.sleep(30))
+        interrupt()
+        interrupts.forget()
+        assert await interrupts.stoppable(asyncio.sleep(0, "goes on")) == "goes on"
+
+    with Interrupts() as interrupts:
+        asyncio.run(run(interrupts))
+
+
+def test_every_command_is_explained() -> None:
+    assert set(COMMANDS) < {word.strip(",") for usage in HELP for word in usage.split()}
+    assert "/quit" in COMMANDS
