@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatkit.engines import open_model
+from chatkit.errors import ModelError
 from chatkit.planning import ServiceOptions
 from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionArchive, TurnStore
 from chatkit.service import OpenChatKitService
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
     from chatkit.models.sources import Listed, Pulled
     from chatkit.moderation.train import TrainReport
     from chatkit.retrieval.build import BuildReport
+    from chatkit.retrieval.catalogue import Listed as ListedIndex
+    from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import MeanPoolingEncoder
+    from chatkit.retrieval.live import LiveIndexes
 
 
 async def build_service(settings: Settings) -> OpenChatKitService:
@@ -58,7 +62,10 @@ def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Mod
     stack.callback(encoder.close)
     store = open_store(settings)
     stack.callback(store.close)
-    return encoder, open_moderator(settings, encoder), open_retriever(settings, encoder), store
+    retriever = open_retriever(settings, encoder)
+    if retriever is not None:
+        stack.callback(retriever.close)
+    return encoder, open_moderator(settings, encoder), retriever, store
 
 
 class Store(TurnStore, SessionArchive, Protocol):
@@ -124,17 +131,24 @@ def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
     )
 
 
-def open_retriever(settings: Settings, encoder: Encoder) -> Retriever | None:
-    """Open the index that `settings.index` names; None when it names none.
+def open_retriever(settings: Settings, encoder: Encoder) -> "LiveIndexes | None":
+    """Open the index that `settings.index` names, and others when requests name them; None when it names none.
 
     Raises:
         BadIndex: there is no such index, or it cannot be used.
     """
     if not settings.index:
         return None
-    from chatkit.retrieval.index import VectorIndex
+    from chatkit.retrieval.live import LiveIndexes
 
-    return VectorIndex.open(settings.indexes / settings.index, encoder, min_score=settings.min_score)
+    names = {name.strip() for name in settings.request_indexes.split(",")}
+    return LiveIndexes(
+        settings.indexes,
+        encoder,
+        default=settings.index,
+        named=None if "*" in names else names,
+        min_score=settings.min_score,
+    )
 
 
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
@@ -165,6 +179,33 @@ def prepare_index(
         )
     finally:
         encoder.close()
+
+
+def list_indexes(settings: Settings) -> "list[ListedIndex]":
+    """Return every index, checked against the encoder of the settings where that was pulled."""
+    from chatkit.retrieval import catalogue
+
+    try:
+        fingerprint = _fingerprint(settings)
+    except ModelError:
+        fingerprint = None
+    return catalogue.list_indexes(settings.indexes, fingerprint=fingerprint, default=settings.index)
+
+
+def use_index(settings: Settings, name: str, version: str) -> "Used":
+    """Make a kept version of the index `name` live, if it is good."""
+    from chatkit.retrieval import catalogue
+
+    return catalogue.use_version(settings.indexes, name, version, fingerprint=_fingerprint(settings))
+
+
+def _fingerprint(settings: Settings) -> str:
+    """Return the encoder's fingerprint without loading it."""
+    from chatkit.models import sources
+    from chatkit.retrieval import checkpoint
+
+    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder")
+    return checkpoint.read_checkpoint(folder, sources.derived_dir(folder, models_dir=settings.models)).fingerprint
 
 
 def pull_models(

@@ -46,7 +46,7 @@ def prepare_index(
     config: str | None,
     flags: dict[str, Any],
 ) -> None:
-    """Build an index from Markdown and text: files, folders, patterns, or a recipe.
+    """Build an index from Markdown, HTML and text: files, folders, patterns, or a recipe.
 
     The finished index replaces the one of that name in one step; unchanged sources build nothing.
 

@@ -1,6 +1,7 @@
 """`chatkit search`: what the index finds for a query."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -43,10 +44,16 @@ def search(query: str, k: str | None, as_json: bool, config: str | None, flags: 
 
 
 async def _search(settings: Settings, query: str) -> tuple[Passage, ...]:
-    retriever = wiring.open_retriever(settings, wiring.open_encoder(settings))
-    if retriever is None:
+    if not settings.index:
         raise ConfigError("index is '', expected the name of an index; set --index")
-    return await retriever.search(query, k=settings.k)
+    with contextlib.ExitStack() as stack:
+        encoder = wiring.open_encoder(settings)
+        stack.callback(encoder.close)
+        retriever = wiring.open_retriever(settings, encoder)
+        if retriever is None:
+            raise AssertionError("an index was named")
+        stack.callback(retriever.close)
+        return await retriever.search(query, k=settings.k)
 
 
 def _shown(passage: Passage) -> str:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 import chatkit
 from chatkit.errors import BadIndex, BrokenIndex
 from chatkit.retrieval import layout, writing
+from chatkit.retrieval.apart import PageReader
 from chatkit.retrieval.chunking import CHUNKER, Chunk, Chunking, cut
+from chatkit.retrieval.document import Unreadable
 from chatkit.retrieval.gathering import Gathered, Skipped, gather
 from chatkit.retrieval.manifest import Manifest
-from chatkit.retrieval.parsing import Unreadable, parse
+from chatkit.retrieval.parsing import parse
 
 # Chunks embedded between two reports of progress.
 _EMBED_SLICE = 128
@@ -203,23 +205,24 @@ def _cut_all(
     skipped = list(gathered.skipped)
     chunks: dict[bytes, Chunk] = {}
     documents = duplicates = 0
-    for done, file in enumerate(gathered.files, start=1):
-        try:
-            document = parse(file.path, file.source, file.content)
-            pieces = list(cut(document, options, encoder.count_tokens_of))
-            if not pieces:
-                raise Unreadable("has headings only, nothing to retrieve")
-        except Unreadable as error:
-            skipped.append(Skipped(file.source, str(error)))
-        else:
-            documents += 1
-            for piece in pieces:
-                if chunks.setdefault(piece.sameness, piece) is not piece:
-                    duplicates += 1
-        tell(Progress("cut", done, len(gathered.files), chunks=len(chunks), skipped=len(skipped)))
+    with PageReader() as pages:
+        for done, file in enumerate(gathered.files, start=1):
+            try:
+                document = parse(file.path, file.source, file.content, read_html=pages.read)
+                pieces = list(cut(document, options, encoder.count_tokens_of))
+                if not pieces:
+                    raise Unreadable("has headings only, nothing to retrieve")
+            except Unreadable as error:
+                skipped.append(Skipped(file.source, str(error)))
+            else:
+                documents += 1
+                for piece in pieces:
+                    if chunks.setdefault(piece.sameness, piece) is not piece:
+                        duplicates += 1
+            tell(Progress("cut", done, len(gathered.files), chunks=len(chunks), skipped=len(skipped)))
     if not chunks:
         reasons = "; ".join(f"{entry.source} {entry.reason}" for entry in skipped[:3]) or "no files were found"
-        raise BadIndex(f"nothing to index: {reasons}; name Markdown or text files, or folders that hold some")
+        raise BadIndex(f"nothing to index: {reasons}; name Markdown, HTML or text files, or folders that hold some")
     noted = tuple({"source": entry.source, "reason": entry.reason} for entry in skipped)
     return list(chunks.values()), replace(plan, documents=documents, duplicates=duplicates, skipped=noted)
 
@@ -244,14 +247,11 @@ def _check(folder: Path, manifest: Manifest, chunks: list[Chunk], vectors: NDArr
     Raises:
         BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
     """
-    manifest.verify(folder, hashes=True)
-    index = writing.read_vectors(folder)
-    table = writing.read_passages(folder)
-    if not index.ntotal == table.num_rows == len(chunks):
-        raise BrokenIndex(
-            f"the new index has {index.ntotal} vectors and {table.num_rows} passages, expected {len(chunks)} of both; "
-            f"the version before it is untouched; check the disk and run again"
-        )
+    try:
+        manifest.verify(folder, hashes=True)
+        index, _ = writing.read_both(folder, manifest)
+    except BrokenIndex as error:
+        raise BrokenIndex(f"{error}; the version before it is untouched; check the disk and run again") from error
     for row in {0, len(chunks) // 2, len(chunks) - 1}:
         scores, _ = index.search(vectors[row : row + 1], 1)
         if not scores[0, 0] > 1 - 1e-3:

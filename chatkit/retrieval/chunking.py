@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from chatkit.errors import ConfigError
-from chatkit.retrieval.parsing import Document
+from chatkit.retrieval.document import Document
 
 # Changes with every change of how texts are cut or what is embedded, so that an index says how it was made.
-CHUNKER = "headings-1"
+CHUNKER = "headings-2"
 
 # Characters of title and section that stand before a chunk when it is embedded.
 _MAX_PREFIX = 160

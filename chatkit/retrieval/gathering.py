@@ -43,7 +43,7 @@ class Gathered:
 def gather(sources: Sequence[str | Path], *, tell: Callable[[int, int], None]) -> Gathered:
     """Read every file that `sources` names.
 
-    In folders only Markdown and text files are taken, hidden ones are not. A pattern may match nothing.
+    In folders only Markdown, HTML and text files are taken, hidden ones are not. A pattern may match nothing.
 
     Raises:
         InvalidRequest: a path without wildcards does not exist.
@@ -53,7 +53,7 @@ def gather(sources: Sequence[str | Path], *, tell: Callable[[int, int], None]) -
     for source in sources:
         matches = list(_expand(str(source)))
         if not matches:
-            skipped.append(Skipped(_label(Path(source), str(source)), "matches no Markdown or text file"))
+            skipped.append(Skipped(_label(Path(source), str(source)), "matches no Markdown, HTML or text file"))
         for path, label in matches:
             named.setdefault(path.resolve(), label)
     labels = list(named.values())

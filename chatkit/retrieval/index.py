@@ -1,17 +1,18 @@
 """Searching an index directory."""
 
 import asyncio
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chatkit.errors import IndexMismatch, NotFound
+from chatkit.errors import BrokenIndex, NotFound
 from chatkit.protocols import Encoder
-from chatkit.retrieval import layout, writing
-from chatkit.retrieval.manifest import FILE, Manifest, broken
+from chatkit.retrieval import layout, versions, writing
+from chatkit.retrieval.manifest import FILE, Manifest
 from chatkit.types import Passage
 
 # Searches that run beside each other; each is short and Faiss lets go of the interpreter.
@@ -24,8 +25,18 @@ class VectorIndex:
     Searches run in threads of its own, and go on in this version when a newer one is built.
     """
 
-    def __init__(self, manifest: Manifest, vectors: Any, passages: Any, encoder: Encoder, min_score: float) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        vectors: Any,
+        passages: Any,
+        encoder: Encoder,
+        min_score: float,
+        mapped: BinaryIO | None = None,
+    ) -> None:
+        """Take the opened parts; `mapped` is the file of vectors that are not in memory, closed with the index."""
         self.manifest = manifest
+        self._mapped = mapped
         self._vectors = vectors
         self._passages = passages
         self._encoder = encoder
@@ -47,19 +58,15 @@ class VectorIndex:
             BrokenIndex: a file is missing or was changed.
             MissingExtra: faiss is not installed.
         """
-        if not (folder / FILE).is_file():
-            folder = folder / layout.IndexFolder(folder.parent, folder.name).current()
-        manifest = Manifest.read(folder)
-        if manifest.fingerprint != encoder.fingerprint:
-            raise IndexMismatch(
-                f"the index {manifest.name!r} was built with the encoder {manifest.fingerprint!r}, but the one in use "
-                f"is {encoder.fingerprint!r}; build it again with: chatkit prepare-index SOURCE… --name {manifest.name}"
-            )
-        manifest.verify(folder)
-        vectors, passages = writing.read_vectors(folder), writing.read_passages(folder)
-        if not vectors.ntotal == passages.num_rows == manifest.passages or vectors.d != manifest.dim:
-            raise broken(folder / FILE, "counts other vectors or passages than the files hold")
-        return cls(manifest, vectors, passages, encoder, min_score)
+        is_version = layout.VERSION.fullmatch(folder.name) is not None and (folder / FILE).is_file()
+        named = folder.parent if is_version else folder
+        index = layout.IndexFolder(named.parent, named.name)
+        with versions.advised(index, encoder.fingerprint):
+            folder = folder if is_version else index.version_folder(index.current())
+            manifest = versions.check(folder, encoder.fingerprint)
+            vectors, passages = writing.read_both(folder, manifest)
+            mapped = writing.mapped_file(folder)
+        return cls(manifest, vectors, passages, encoder, min_score, mapped)
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -77,11 +84,22 @@ class VectorIndex:
     def close(self) -> None:
         """Let running searches end and stop the threads."""
         self._threads.shutdown()
+        if self._mapped is not None:
+            self._mapped.close()
 
     def _nearest(self, vectors: NDArray[np.float32], k: int) -> tuple[Passage, ...]:
+        if self._mapped is not None and self._is_cut(self._mapped):
+            raise BrokenIndex(
+                f"the vectors of the index {self.manifest.name!r} were cut short while it was open; "
+                f"build it again with: chatkit prepare-index SOURCE… --name {self.manifest.name}"
+            )
         scores, rows = self._vectors.search(vectors, min(k, self.manifest.passages))
         hits = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
         return tuple(self._passage(row, score) for score, row in hits if row >= 0 and score >= self._min_score)
+
+    def _is_cut(self, mapped: BinaryIO) -> bool:
+        """Whether a page of the mapped file is gone: to touch it would end the process."""
+        return os.fstat(mapped.fileno()).st_size < self.manifest.files[writing.VECTORS].size
 
     def _passage(self, row: int, score: float) -> Passage:
         columns: dict[str, Any] = self._passages.slice(row, 1).to_pylist()[0]

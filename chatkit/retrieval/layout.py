@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,7 +18,18 @@ _POINTER = "current"
 _LOCK = ".lock"
 _BUILDING = ".building-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_VERSION = re.compile(r"[0-9]{6}")
+VERSION = re.compile(r"[0-9]{6}")
+# A pointer is seven bytes; whatever else stands there is not read whole.
+_MOST_POINTER = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """The pointer file as it was read: equal ones mean that nothing was made live between."""
+
+    text: str
+    inode: int
+    mtime_ns: int
 
 
 class IndexFolder:
@@ -26,7 +38,7 @@ class IndexFolder:
     def __init__(self, indexes: Path, name: str) -> None:
         if not _NAME.fullmatch(name):
             raise InvalidRequest(
-                f"index name {name!r} cannot be a folder's, expected 1 to 64 letters, digits, '.', '_' or '-'"
+                f"index name {name[:80]!r} cannot be a folder's, expected 1 to 64 letters, digits, '.', '_' or '-'"
             )
         self.name = name
         self.folder = indexes / name
@@ -39,21 +51,32 @@ class IndexFolder:
         """Return the live version.
 
         Raises:
-            BadIndex: the index does not exist, or its pointer names no version.
+            BadIndex: the index does not exist, or its pointer names no version; the next step is not in the message.
         """
-        pointer = self.folder / _POINTER
-        try:
-            version = pointer.read_text(encoding="ascii").strip()
-        except OSError as error:
-            raise BadIndex(
-                f"there is no index {self.name!r} in {str(self.folder.parent)!r}; build it with: "
-                f"chatkit prepare-index SOURCE… --name {self.name}"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise manifest.broken(pointer, "names no version") from error
-        if not _VERSION.fullmatch(version) or not self.version_folder(version).is_dir():
-            raise manifest.broken(pointer, f"names the version {version!r}, which does not exist")
+        pointer = self.pointer()
+        if pointer is None:
+            raise BadIndex(f"there is no index {self.name!r} in {str(self.folder.parent)!r}")
+        version = pointer.text
+        if not VERSION.fullmatch(version) or not self.version_folder(version).is_dir():
+            raise manifest.broken(self.folder / _POINTER, f"names the version {version!r}, which does not exist")
         return version
+
+    def pointer(self) -> Pointer | None:
+        """Return what the pointer is now, None where there is none; one small file is read."""
+        try:
+            with (self.folder / _POINTER).open("rb") as stream:
+                stat = os.fstat(stream.fileno())
+                text = stream.read(_MOST_POINTER).decode("ascii", "replace").strip()
+        except OSError:
+            return None
+        return Pointer(text, stat.st_ino, stat.st_mtime_ns)
+
+    def versions(self) -> list[str]:
+        """Return all versions that are kept, oldest first; not all need be whole."""
+        try:
+            return sorted(entry.name for entry in self.folder.iterdir() if VERSION.fullmatch(entry.name))
+        except OSError:
+            return []
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -79,18 +102,9 @@ class IndexFolder:
             lock.release()
 
     def remove_leftovers(self) -> None:
-        """Remove what killed builds left, and versions older than the one before the live one. Needs the lock."""
+        """Remove what killed builds left. Needs the lock."""
         for entry in self.folder.glob(f"{_BUILDING}*"):
             shutil.rmtree(entry, ignore_errors=True)
-        try:
-            live = self.current()
-        except BadIndex:
-            return  # nothing is known to be live, so nothing is known to be old
-        versions = self._versions()
-        kept = {live, *[version for version in versions if version < live][-1:]}
-        for version in versions:
-            if version not in kept:
-                shutil.rmtree(self.version_folder(version), ignore_errors=True)
 
     @contextmanager
     def building(self) -> Iterator[Path]:
@@ -102,25 +116,34 @@ class IndexFolder:
             shutil.rmtree(beside, ignore_errors=True)
 
     def publish(self, beside: Path) -> Path:
-        """Make a built folder the live version, in two renames; returns its folder."""
-        number = int(max(self._versions(), default="0")) + 1
+        """Make a built folder the live version, in two renames; returns its folder. Needs the lock.
+
+        The version that was live before is kept, others are removed.
+        """
+        before = self.pointer()
+        number = int(max(self.versions(), default="0")) + 1
         folder = self.version_folder(f"{number:06d}")
         beside.chmod(0o755)
         _sync(beside)
         beside.rename(folder)
         _sync(self.folder)
+        self.make_live(folder.name)
+        older = [version for version in self.versions() if version < folder.name]
+        kept = before.text if before is not None and before.text in older else max(older, default="")
+        for version in older:
+            if version != kept:
+                shutil.rmtree(self.version_folder(version), ignore_errors=True)
+        return folder
+
+    def make_live(self, version: str) -> None:
+        """Let the pointer name `version`, atomically and durably. Needs the lock."""
         pointer = self.folder / f"{_BUILDING}pointer"
         with pointer.open("w", encoding="ascii") as stream:
-            stream.write(folder.name + "\n")
+            stream.write(version + "\n")
             stream.flush()
             os.fsync(stream.fileno())
         pointer.replace(self.folder / _POINTER)
         _sync(self.folder)
-        self.remove_leftovers()
-        return folder
-
-    def _versions(self) -> list[str]:
-        return sorted(entry.name for entry in self.folder.iterdir() if _VERSION.fullmatch(entry.name))
 
 
 def _sync(folder: Path) -> None:

@@ -109,15 +109,18 @@ class Manifest:
             hashes = sum(entry.size for entry in self.files.values()) <= HASHED_AT_OPEN
         for name, entry in self.files.items():
             file = folder / name
-            if not file.is_file():
-                raise broken(file, "is missing")
-            size = file.stat().st_size
-            if size != entry.size:
-                raise broken(file, f"has {size} bytes, expected {entry.size}")
-            if hashes and sha256_of(file) != entry.sha256:
-                raise broken(file, "was changed after the build (its SHA-256 differs)")
+            try:
+                size = file.stat().st_size
+                if size != entry.size:
+                    raise broken(file, f"has {size} bytes, expected {entry.size}")
+                if hashes and sha256_of(file) != entry.sha256:
+                    raise broken(file, "was changed after the build (its SHA-256 differs)")
+            except FileNotFoundError as error:
+                raise broken(file, "is missing") from error
+            except OSError as error:
+                raise broken(file, f"cannot be read ({error.strerror})") from error
 
 
 def broken(file: Path, problem: str) -> BrokenIndex:
-    """Return the error for one file of an index, with the next step."""
-    return BrokenIndex(f"index file {str(file)!r} {problem}; build the index again with: chatkit prepare-index")
+    """Return the error for one file of an index; whoever knows the other versions adds the next step."""
+    return BrokenIndex(f"index file {str(file)!r} {' '.join(problem.split())}")

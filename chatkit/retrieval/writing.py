@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from chatkit.errors import MissingExtra
 from chatkit.retrieval.checkpoint import sha256_of
 from chatkit.retrieval.chunking import Chunk
-from chatkit.retrieval.manifest import HASHED_AT_OPEN, FileEntry, broken
+from chatkit.retrieval.manifest import FILE, HASHED_AT_OPEN, FileEntry, Manifest, broken
 
 VECTORS = "vectors.faiss"
 PASSAGES = "passages.parquet"
+_TEXT_COLUMNS = ("id", "source", "title", "section", "text")
+_NUMBER_COLUMNS = ("start", "end")
 
 
 def import_faiss() -> Any:
@@ -44,10 +46,32 @@ def write_files(folder: Path, chunks: list[Chunk], vectors: NDArray[np.float32])
     return {name: _entry(folder / name) for name in (VECTORS, PASSAGES)}
 
 
+def read_both(folder: Path, manifest: Manifest) -> tuple[Any, Any]:
+    """Open vectors and passages, which stand row by row in the same order.
+
+    Raises:
+        BrokenIndex: a file cannot be read, or they do not belong together.
+        MissingExtra: faiss is not installed.
+    """
+    vectors, passages = read_vectors(folder), read_passages(folder)
+    if not vectors.ntotal == passages.num_rows == manifest.passages or vectors.d != manifest.dim:
+        raise broken(
+            folder / FILE,
+            f"counts {manifest.passages} passages and {manifest.dim} dimensions, but the files hold {vectors.ntotal} "
+            f"vectors of {vectors.d} dimensions and {passages.num_rows} passages",
+        )
+    kinds = {name: str(passages.schema.field(name).type) for name in passages.schema.names}
+    expected = dict.fromkeys(_TEXT_COLUMNS, "string") | dict.fromkeys(_NUMBER_COLUMNS, "int64")
+    if kinds != expected:
+        raise broken(folder / PASSAGES, f"has the columns {', '.join(kinds)}, expected {', '.join(expected)}")
+    return vectors, passages
+
+
 def read_vectors(folder: Path) -> Any:
     """Open the Faiss index: a small one in memory, a large one mapped, so that several workers share its pages.
 
-    A mapped file that is cut short while it is read ends the process, so only what would cost memory is mapped.
+    A mapped file that is cut short while it is read ends the process, so only what would cost memory is mapped, and
+    its length is looked at before every search.
 
     Raises:
         BrokenIndex: Faiss cannot read the file.
@@ -61,6 +85,11 @@ def read_vectors(folder: Path) -> Any:
         raise broken(folder / VECTORS, f"cannot be read by Faiss ({str(error).strip()[:200]})") from error
 
 
+def mapped_file(folder: Path) -> BinaryIO | None:
+    """Open the file of vectors where `read_vectors` maps it, so that its length can be watched."""
+    return (folder / VECTORS).open("rb") if _is_large(folder / VECTORS) else None
+
+
 def read_passages(folder: Path) -> Any:
     """Open the table of passages as an Arrow table.
 
@@ -71,7 +100,8 @@ def read_passages(folder: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_table(str(folder / PASSAGES), memory_map=_is_large(folder / PASSAGES))
+        # Not mapped: what is read is decompressed into memory anyway.
+        return pyarrow.parquet.read_table(str(folder / PASSAGES), memory_map=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise broken(folder / PASSAGES, f"cannot be read as Parquet ({error})") from error
 
@@ -84,9 +114,8 @@ def _write_passages(file: Path, chunks: list[Chunk]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    text = ("id", "source", "title", "section", "text")
-    columns: dict[str, Any] = {name: pyarrow.array([getattr(c, name) for c in chunks], "string") for name in text}
-    columns |= {name: pyarrow.array([getattr(c, name) for c in chunks], "int64") for name in ("start", "end")}
+    types = dict.fromkeys(_TEXT_COLUMNS, "string") | dict.fromkeys(_NUMBER_COLUMNS, "int64")
+    columns = {name: pyarrow.array([getattr(c, name) for c in chunks], kind) for name, kind in types.items()}
     pyarrow.parquet.write_table(pyarrow.table(columns), str(file), compression="zstd")
 
 

@@ -51,7 +51,7 @@ def test_a_recipe_is_found_by_name_and_resolved_from_its_root(corpus):
     )
     report = json.loads(run("--recipe", "mine", "--json").stdout)
     assert (report["name"], report["documents"]) == ("mine", 1)
-    assert report["skipped"] == [{"source": "absent/*.md", "reason": "matches no Markdown or text file"}]
+    assert report["skipped"] == [{"source": "absent/*.md", "reason": "matches no Markdown, HTML or text file"}]
 
 
 def test_the_projects_own_recipe_names_its_documentation():

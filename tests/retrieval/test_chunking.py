@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from chatkit.errors import ConfigError
 from chatkit.retrieval.chunking import Chunking, cut
-from chatkit.retrieval.parsing import Unreadable, parse
+from chatkit.retrieval.document import Unreadable
+from chatkit.retrieval.parsing import parse
 
 
 def chunks_of(text, encoder, max_tokens=32, name="a.md"):

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from chatkit.retrieval.parsing import Unreadable, parse
+from chatkit.retrieval.document import Unreadable
+from chatkit.retrieval.parsing import parse
 
 MARKDOWN = """---
 title: settings of a site generator
@@ -76,7 +77,7 @@ def test_windows_line_ends_and_a_byte_order_mark_are_read():
         ("a.md", b"caf\xe9", "not UTF-8 .byte 3."),
         ("a.txt", b"a\0b", "NUL"),
         ("a.txt", b" \n", "is empty"),
-        ("a.pdf", b"%PDF", "neither Markdown nor text"),
+        ("a.pdf", b"%PDF", "neither Markdown nor HTML nor text"),
     ],
 )
 def test_what_cannot_be_read_says_why(name, content, reason):

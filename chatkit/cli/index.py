@@ -1,0 +1,96 @@
+"""`chatkit index`: which indexes there are, and which version of one is live."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from chatkit.cli import setting_options
+from chatkit.settings import Settings, load_settings
+
+_HEAD = ("", "name", "live", "others", "passages", "documents", "size", "encoder", "built", "state")
+_MATCHES = {True: "matches", False: "another", None: "unknown"}
+# A text of its own: click wants a true backspace character before lines that are not to be wrapped.
+_USE = """Make a kept version of an index the live one, once every byte of it is checked.
+
+VERSION is a number such as 000001, `newest`, or `previous`: the newest good one before the live one. A bad version is
+refused and what is live stays so. A running service follows within about a second.
+
+\b
+chatkit index use handbook previous
+chatkit index use handbook 000002
+"""
+
+
+@click.group()
+def index() -> None:
+    """List indexes and choose which version is live."""
+
+
+@index.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@setting_options("index", "home", "models_dir", "encoder")
+def list_(as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
+    """List every index with its live version, checked as it would be when it is opened."""
+    from chatkit import wiring
+
+    settings = _settings(config, flags)
+    rows = wiring.list_indexes(settings)
+    if as_json:
+        shown = {"indexes": str(settings.indexes), "default": settings.index, "rows": [asdict(row) for row in rows]}
+        click.echo(json.dumps(shown, ensure_ascii=False))
+        return
+    if rows:
+        click.echo(_columns([_HEAD, *(_cells(row) for row in rows)]))
+    if settings.index and not any(row.is_default for row in rows):
+        click.echo(
+            f"there is no index {settings.index!r}, which the settings name; build it with: "
+            f"chatkit prepare-index SOURCE… --name {settings.index}",
+            err=True,
+        )
+
+
+@index.command("use", help=_USE)
+@click.argument("name")
+@click.argument("version")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@setting_options("home", "models_dir", "encoder")
+def use(name: str, version: str, as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
+    """Make a kept version the live one."""
+    from chatkit import wiring
+
+    used = wiring.use_index(_settings(config, flags), name, version)
+    for problem in used.skipped:
+        click.echo(f"passed over: {problem}", err=True)
+    if as_json:
+        click.echo(json.dumps(asdict(used), ensure_ascii=False))
+        return
+    was = f", was {used.before}" if used.before and used.before != used.version else ""
+    click.echo(f"index {used.name!r} is at version {used.version} now: {used.passages} passages{was}")
+
+
+def _settings(config: str | None, flags: dict[str, Any]) -> Settings:
+    return load_settings(flags, file=Path(config) if config else None)
+
+
+def _cells(row: Any) -> tuple[str, ...]:
+    return (
+        "*" if row.is_default else "",
+        row.name,
+        row.live or "none",
+        " ".join(row.others) or "none",
+        str(row.passages),
+        str(row.documents),
+        f"{row.bytes / 2**20:.1f} MiB",
+        _MATCHES[row.encoder_matches],
+        row.built_at or "unknown",
+        row.problem or "good",
+    )
+
+
+def _columns(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    lines = ("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows)
+    return "\n".join(lines)
