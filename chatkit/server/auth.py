@@ -17,7 +17,8 @@ def require_safe_bind(host: str, api_key: str | None) -> None:
     """
     if api_key is None and not _is_loopback(host):
         raise ConfigError(
-            f"host is {host!r}, which others can reach, and no API key is set; set CHATKIT_API_KEY or CHATKIT_API_KEY_FILE, or use 127.0.0.1"
+            f"host is {host!r}, which others can reach, and no API key is set; set CHATKIT_API_KEY or "
+            "CHATKIT_API_KEY_FILE, or use 127.0.0.1"
         )
 
 

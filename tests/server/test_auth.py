@@ -50,7 +50,7 @@ def test_loopback_needs_no_key(host) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.5", "example.org", "127.0.0.1.example.org", "0"])
 def test_any_other_address_needs_one(host) -> None:
-    with pytest.raises(ConfigError, match=r"set CHATKIT_API_KEY or CHATKIT_API_KEY_FILE, or use 127\.0\.0\.1") as caught:
+    with pytest.raises(ConfigError, match=r"set CHATKIT_API_KEY or CHATKIT_API_KEY_FILE, or use 127") as caught:
         require_safe_bind(host, None)
     assert "\n" not in str(caught.value)
     require_safe_bind(host, "key")

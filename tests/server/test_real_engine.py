@@ -6,8 +6,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from chatkit.settings import Settings
 from chatkit.engines import open_model
+from chatkit.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
