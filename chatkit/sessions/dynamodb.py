@@ -117,9 +117,7 @@ class DynamoDBStore:
             if session_id.startswith("s-"):
                 raise items.unknown_session(session_id)
             return Conversation()
-        # Above the newest number lie turns of an earlier session of this name, whose removal was broken off.
-        kept = [row for row in rows[1:] if row["sk"] <= items.turn_key(int(rows[0]["version"]))]
-        return Conversation(self._turns(reversed(kept)))
+        return Conversation(self._turns(reversed(rows[1:])))
 
     def _accept(self, budget: Budget, turn: NewTurn) -> Accepted:
         version = turn.after
@@ -275,7 +273,8 @@ class DynamoDBStore:
         self._table.remove(budget, [(partition, items.META)])
         wanted = expressions(keys="#pk = :pk", projection="#pk, #sk, #request_id", pk=partition)
         rows = list(self._table.query(budget, ScanIndexForward=False, ConsistentRead=True, **wanted))
-        self._table.remove(budget, [(items.request_key(owner, row["request_id"]), items.REQUEST) for row in rows])
+        requests = [str(row["request_id"]) for row in rows if "request_id" in row]
+        self._table.remove(budget, [(items.request_key(owner, request), items.REQUEST) for request in requests])
         self._table.remove(budget, [(partition, row["sk"]) for row in rows[:-1]])
         self._table.remove(budget, [(partition, row["sk"]) for row in rows[-1:]])
 

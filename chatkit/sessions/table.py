@@ -79,7 +79,7 @@ class Table:
             raise MissingExtra("boto3", "aws") from None
         # At DEBUG botocore logs the body of each request, and with it messages and answers.
         if logging.getLogger("botocore").level == logging.NOTSET:
-            logging.getLogger("botocore").setLevel(logging.INFO)
+            logging.getLogger("botocore").setLevel(logging.WARNING)
         self.name = name
         self._errors = exceptions
         self._endpoint = endpoint
@@ -109,11 +109,7 @@ class Table:
         except StoreFailed as error:
             if _code_of(error.__cause__) == "ValidationException":
                 raise self._other_keys() from error
-            where = self._endpoint or f"AWS region {self._region}"
-            raise StoreFailed(
-                f"the DynamoDB table {self.name!r} at {where} cannot be read: {error}; "
-                "check dynamodb_region, dynamodb_endpoint and the network"
-            ) from error
+            raise self._out_of_reach(error) from error
 
     def call(self, budget: Budget, operation: str, **parameters: Any) -> dict[str, Any]:
         """Call an operation of the table; what passes by itself is tried again.
@@ -172,12 +168,12 @@ class Table:
         Raises:
             StoreFailed, ConfigError: as `call`.
         """
+        # One token for all sendings of one try. It is not derived from the turn: two instances that get one request in
+        # the same millisecond would agree on token and body, and both be told it was theirs.
+        token = secrets.token_hex(18)
         while True:
             budget.check()
             try:
-                # One token for all sendings of this try. It is not derived from the turn: two instances that are sent
-                # one request in the same millisecond would agree on token and body, and both be told it was theirs.
-                token = secrets.token_hex(18)
                 self.client.transact_write_items(TransactItems=list(actions), ClientRequestToken=token)
                 return {}
             except self._errors.ClientError as error:
@@ -187,6 +183,8 @@ class Table:
                     return {at: _stored(reason) for at, reason in enumerate(reasons) if reason.get("Code") == _FAILED}
                 if not codes or codes - _PASSING:
                     raise self._explained(error) from error
+                if codes != {"TransactionInProgressException"}:  # else this try may still be applied
+                    token = secrets.token_hex(18)
             except self._errors.BotoCoreError as error:
                 raise self._explained(error) from error
             budget.pause()
@@ -242,6 +240,15 @@ class Table:
             StoreFailed: it was not ready within `patience` seconds.
         """
         budget = Budget(patience)
+        try:
+            created = self._create()
+            while not self._usable(budget):
+                time.sleep(0.5)
+        except StoreFailed as error:
+            raise self._out_of_reach(error) from error
+        return created
+
+    def _create(self) -> bool:
         index = {"IndexName": INDEX, "KeySchema": _INDEX_KEYS, "Projection": {"ProjectionType": "KEYS_ONLY"}}
         try:
             self.client.create_table(
@@ -251,16 +258,13 @@ class Table:
                 GlobalSecondaryIndexes=[index],
                 BillingMode="PAY_PER_REQUEST",
             )
-            created = True
         except self._errors.ClientError as error:
-            if _code_of(error) != "ResourceInUseException":
-                raise self._explained(error) from error
-            created = False
+            if _code_of(error) == "ResourceInUseException":
+                return False
+            raise self._explained(error) from error
         except self._errors.BotoCoreError as error:
             raise self._explained(error) from error
-        while not self._usable(budget):
-            time.sleep(0.5)
-        return created
+        return True
 
     def _usable(self, budget: Budget) -> bool:
         try:
@@ -280,6 +284,14 @@ class Table:
         return ConfigError(
             f"the DynamoDB table {self.name!r} has other keys than sessions need (pk and sk, and the index {INDEX!r}); "
             "name another with dynamodb_table"
+        )
+
+    def _out_of_reach(self, error: StoreFailed) -> StoreFailed:
+        where = self._endpoint or f"AWS region {self._region}"
+        reason = str(error).partition(";")[0]
+        return StoreFailed(
+            f"the DynamoDB table {self.name!r} at {where} is out of reach: {reason}; "
+            "check dynamodb_region, dynamodb_endpoint and the network"
         )
 
     def _explained(self, error: Exception) -> ChatkitError:

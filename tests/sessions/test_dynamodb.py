@@ -212,6 +212,23 @@ async def test_what_passes_by_itself_is_tried_again(proxy, proxied, reasons) -> 
     assert await seqs(proxied) == [1]
 
 
+async def test_a_transaction_that_is_still_on_its_way_is_asked_about_and_not_sent_anew(proxy, proxied) -> None:
+    seen = Counter()
+
+    def keep_waiting(operation, forward):
+        seen[operation] += 1
+        if operation != "TransactWriteItems" or seen[operation] > 4:
+            return forward()
+        if seen[operation] == 1:
+            forward()
+        return refusal("TransactionInProgressException")
+
+    proxy.meddle = keep_waiting
+    ticket = (await proxied.accept(new())).ticket
+    assert (ticket.seq, ticket.attempt, seen["TransactWriteItems"]) == (1, 1, 5)
+    assert await seqs(proxied) == [1]
+
+
 async def test_throttling_without_end_is_store_failed_within_the_budget(proxy, proxied) -> None:
     proxy.meddle = lambda operation, forward: refusal("ProvisionedThroughputExceededException")
     started = time.monotonic()
@@ -462,5 +479,7 @@ async def test_a_refused_permission_and_a_dead_server_are_named_when_the_store_i
     proxy.meddle = lambda *_: refusal("AccessDeniedException")
     with pytest.raises(ConfigError, match=r"AWS refused .*AccessDeniedException.*docs/sessions\.md"):
         DynamoDBStore(table, endpoint=proxy.address)
-    with pytest.raises(StoreFailed, match=r"at http://127\.0\.0\.1:9 cannot be read: .*check dynamodb_region"):
+    with pytest.raises(StoreFailed, match=r"at http://127\.0\.0\.1:9 is out of reach: .*check dynamodb_region"):
         DynamoDBStore(table, endpoint="http://127.0.0.1:9")
+    with pytest.raises(StoreFailed, match=r"at http://127\.0\.0\.1:9 is out of reach: .*check dynamodb_region"):
+        wiring.create_table(load_settings({"dynamodb_endpoint": "http://127.0.0.1:9"}))

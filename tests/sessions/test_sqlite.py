@@ -12,7 +12,7 @@ import pytest
 
 from chatkit.errors import Conflict, StoreFailed
 from chatkit.protocols import NewTurn, Outcome
-from chatkit.sessions import items
+from chatkit.sessions import items, sqlite
 from chatkit.sessions.sqlite import SCHEMA_VERSION, SQLiteStore
 from chatkit.types import Owner
 
@@ -247,3 +247,47 @@ async def test_reads_do_not_wait_for_a_write(file, store) -> None:
     other.execute("ROLLBACK")
     other.close()
     assert (await write).ticket.seq == 2
+
+
+async def test_a_file_from_before_there_were_lists_is_listed_through_an_index_of_its_own(file) -> None:
+    first = SQLiteStore(file)
+    await fill(first, 2)
+    first.close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("DROP INDEX heads")
+    connection.close()
+    second = SQLiteStore(file)
+    assert [(head.session_id, head.turns) for head in (await second.sessions(OWNER, limit=9)).sessions] == [
+        ("my-session", 2)
+    ]
+    (plan,) = second._read.execute(f"EXPLAIN QUERY PLAN {sqlite._HEADS}", (1.0, "", "")).fetchall()
+    assert plan[-1] == "SEARCH items USING INDEX heads (<expr>=? AND <expr><?)"
+    second.close()
+
+
+@pytest.mark.parametrize("damage", ["{", "null", "{}", '{"version": 1}', '{"version": "x", "created_at": 5}'])
+async def test_a_damaged_session_is_left_out_of_the_list_and_the_rest_stays(file, store, damage) -> None:
+    for name in ("my-session", "my-session-2"):
+        await store.accept(NewTurn(OWNER, name, f"request-{name}", "q", 1))
+    with sqlite3.connect(file) as connection:
+        place = (items.session_key(OWNER, "my-session"), items.META)
+        connection.execute("UPDATE items SET body = ? WHERE pk = ? AND sk = ?", (damage, *place))
+    connection.close()
+    assert [head.session_id for head in (await store.sessions(OWNER, limit=9)).sessions] == ["my-session-2"]
+    await store.delete(OWNER, "my-session")
+    assert b'request-my-session"' not in file.read_bytes()
+
+
+async def test_a_reader_that_keeps_the_log_delays_the_overwriting_and_not_the_removal(file, store, caplog) -> None:
+    await fill(store, 1)
+    store._write.execute("PRAGMA busy_timeout = 50")
+    reader = sqlite3.connect(file, isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM items").fetchall()
+    await store.delete(OWNER, "my-session")
+    assert "is in use, a removed session stays in it for now" in caplog.text
+    assert (await store.sessions(OWNER, limit=9)).sessions == ()
+    reader.execute("ROLLBACK")
+    reader.close()
+    await store.delete(OWNER, "my-session")
+    assert file.with_name(file.name + "-wal").stat().st_size == 0
