@@ -119,6 +119,7 @@ class TerminalScreen:
         self._end_line()
         for note in notes:
             self._dim(note)
+        self._write("\n")
         self._shown = False
 
     def stopped(self) -> None:

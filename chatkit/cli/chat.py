@@ -129,7 +129,7 @@ class _Chat:
         kept = self._url is not None or self._settings.store != "memory"
         history = _terminal.KeptHistory(self._settings.home / "chat_history" if kept else None)
         screen = _terminal.TerminalScreen(history, _shell.COMMANDS, self._interrupts)
-        screen.tell(f"chatkit, {talker.name}. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.")
+        screen.tell(f"chatkit, {talker.name}. /help lists the commands, Ctrl-D leaves.")
         return screen
 
 
