@@ -180,7 +180,7 @@ class _Overheard:
         """Return what the model counts."""
         return self._model.count_tokens(text)
 
-    def generate(self, prompt: str, sampling: SamplingParams) -> Generation:
+    def generate(self, prompt: str, sampling: SamplingParams, *, session: str = "") -> Generation:
         """Start generating, the prompt noted."""
         self.last = prompt
-        return self._model.generate(prompt, sampling)
+        return self._model.generate(prompt, sampling, session=session)
