@@ -20,7 +20,7 @@ UNWANTED = ("openvino-telemetry",)
 
 
 LOCKS = {
-    "requirements.lock": ["--extra=cpu", "--extra=local", "--extra=torch", "--extra=aws", "--group=dev"],
+    "requirements.lock": ["--extra=cpu", "--extra=local", "--extra=torch", "--extra=quantize", "--extra=aws", "--group=dev"],
     "requirements-ministack.lock": ["--group=pyproject.toml:ministack"],
 }
 
