@@ -1,5 +1,7 @@
 """A DynamoDB server for the tests: ministack in an environment of its own, started once and stopped at the end."""
 
+import copy
+import functools
 import json
 import os
 import signal
@@ -14,8 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from chatkit import wiring
-from chatkit.settings import load_settings
+from chatkit.sessions.table import Table
 
 PROGRAM = Path(sys.prefix) / "ministack" / "bin" / "ministack"
 # Any will do for a server of one's own; no test may use the developer's.
@@ -52,6 +53,7 @@ def running(folder: Path) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            _maker(f"http://127.0.0.1:{port}").close()
 
 
 def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
@@ -65,12 +67,17 @@ def _wait(process: subprocess.Popen, address: str, log: Path) -> None:
     raise AssertionError(f"ministack did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
+@functools.cache
+def _maker(address: str) -> Table:
+    return Table("test", endpoint=address)
+
+
 def new_table(address: str) -> str:
     """Create a table for one test and return its name."""
-    name = f"test-{uuid.uuid4().hex}"
-    settings = load_settings({"dynamodb_table": name, "dynamodb_endpoint": address}, environ={})
-    assert wiring.create_table(settings)
-    return name
+    table = copy.copy(_maker(address))  # opening a client of its own for each would take longer than most tests
+    table.name = f"test-{uuid.uuid4().hex}"
+    assert table.create()
+    return table.name
 
 
 def everything_in(address: str, table: str) -> str:

@@ -362,29 +362,35 @@ async def test_numbers_come_back_as_they_were(dynamodb, table) -> None:
     assert (turn.created_at, turn.passages[4].end, turn.assistant) == (1234567890.123, 2**40, "")
 
 
-async def test_a_removal_that_broke_off_shows_nothing_and_is_ended_by_running_it_again(proxy, proxied) -> None:
-    for number in range(1, 31):
-        await proxied.finish((await proxied.accept(new(number, after=number - 1))).ticket, DONE)
+@pytest.mark.parametrize("removals", [1, 4])
+async def test_a_removal_that_broke_off_shows_nothing_and_is_ended_by_running_it_again(
+    store, proxy, proxied, removals
+) -> None:
+    tickets = [(await store.accept(new(number, after=number - 1))).ticket for number in range(1, 31)]
+    await store.finish(tickets[0], DONE)
     seen = Counter()
 
     def break_off(operation, forward):
         seen[operation] += 1
-        return refusal("ValidationException") if seen["BatchWriteItem"] > 4 else forward()
+        return refusal("ValidationException") if seen["BatchWriteItem"] > removals else forward()
 
     proxy.meddle = break_off
     with pytest.raises(StoreFailed):
         await proxied.delete(OWNER, "my-session")
-    proxy.meddle = lambda operation, forward: forward()
-    left = ministack.everything_in(proxy.address, proxied._table.name)
-    assert "T#0000000001" in left
-    assert await seqs(proxied) == []
-    with pytest.raises(NotFound):
-        await proxied.page(OWNER, "my-session", limit=9)
-    with pytest.raises(Conflict, match="remove it again"):
-        await proxied.accept(new("fresh"))
-    await proxied.delete(OWNER, "my-session")
-    assert "my-session" not in ministack.everything_in(proxy.address, proxied._table.name)
-    assert (await proxied.accept(new("fresh"))).ticket.seq == 1
+    assert "T#0000000001" in ministack.everything_in(store._table._endpoint, store._table.name)
+    assert await seqs(store) == []
+    for call, error, said in (
+        (store.page(OWNER, "my-session", limit=9), NotFound, "my-session"),
+        (store.accept(new(31, after=30)), NotFound, "my-session"),
+        (store.accept(new("fresh")), Conflict, "remove it again"),
+        (store.accept(new(1)), *((NotFound, "any more") if removals == 1 else (Conflict, "remove it again"))),
+        (store.finish(tickets[1], DONE), Conflict, "no longer attempt"),
+    ):
+        with pytest.raises(error, match=said):
+            await call
+    await store.delete(OWNER, "my-session")
+    assert "my-session" not in ministack.everything_in(store._table._endpoint, store._table.name)
+    assert (await store.accept(new("fresh"))).ticket.seq == 1
 
 
 async def test_what_the_server_leaves_undone_of_a_batch_is_asked_for_again(proxy, proxied) -> None:
