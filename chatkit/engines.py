@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
-from chatkit.prompts import OpenChatKitFormat
 from chatkit.protocols import LanguageModel
 from chatkit.settings import Settings
 
@@ -29,10 +28,10 @@ async def _open_local(settings: Settings, stack: AsyncExitStack) -> LanguageMode
         max_running=settings.max_running,
         max_queue=settings.max_queue,
         prefix_cache=settings.prefix_cache,
+        prompt_format=settings.prompt_format,
     )
     cache = sources.derived_dir(file, models_dir=settings.models)
-    form = OpenChatKitFormat() if settings.prompt_format == "openchatkit" else None
-    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options, form=form)
+    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options)
     stack.push_async_callback(model.close)
     await model.start()
     return model

@@ -4,13 +4,11 @@ Order: system message and history first, byte for byte the same from turn to tur
 passages of this turn, then the message. Whatever comes from outside has its role markers broken.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from chatkit.conversation import messages
-from chatkit.errors import BrokenModel, TooLarge
+from chatkit.errors import TooLarge
 from chatkit.protocols import PromptFormat
 from chatkit.types import Message, Passage, Turn
 
@@ -21,10 +19,6 @@ PASSAGE_SHARE = 0.5
 
 # Chosen among five wordings by how many of tests/data/questions.jsonl the default model then answers.
 PASSAGE_HEADER = "You answer questions with a short quote from these sources."
-
-
-# What a template writes around messages, where it looks like a marker: <|user|>, [INST], <<SYS>>.
-_MARKER = re.compile(r"<<[^<>\s]+>>|<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,129 +35,6 @@ class Prompt:
     tokens: int
     passages: tuple[Passage, ...] = ()
     dropped_turns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class OpenChatKitFormat:
-    """`<human>: …` and `<bot>: …` lines, as GPT-NeoXT-Chat-Base and its kin were tuned on."""
-
-    stop_words: tuple[str, ...] = ("<human>", "\n<bot>:")
-
-    def neutralise(self, text: str) -> str:
-        """Return `text` with `<human>` and `<bot>` written `<human >` and `<bot >`."""
-        return re.sub(r"<(human|bot)>", r"<\1 >", text, flags=re.IGNORECASE)
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt, ending in `<bot>:` without a space."""
-        lines = []
-        for message in messages:
-            match message.role:
-                case "system":
-                    lines.append(f"{message.content}\n\n")
-                case "user":
-                    lines.append(f"<human>: {message.content}\n")
-                case "assistant":
-                    lines.append(f"<bot>: {message.content}\n")
-        return "".join(lines) + "<bot>:"
-
-
-class ChatTemplateFormat:
-    """A model's own chat template, in Jinja, run in a sandbox.
-
-    Args:
-        template: the template's source.
-        special_tokens: every string that the tokenizer reads as a control token.
-        bos_token, eos_token: given to the template, which may print them.
-
-    Raises:
-        BrokenModel: the template cannot be read or run.
-    """
-
-    def __init__(
-        self, template: str, *, special_tokens: Sequence[str] = (), bos_token: str = "", eos_token: str = ""
-    ) -> None:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            self._template = environment.from_string(template)
-        except TemplateError as error:
-            raise BrokenModel(f"the model's chat template cannot be read: {error}") from error
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
-        self.stop_words: tuple[str, ...] = ()
-        exchange = [Message("user", "u1"), Message("assistant", "a1")]
-        plain = self._probe([*exchange, Message("user", "u2")])
-        opened = self._probe([Message("system", "s1"), *exchange, Message("user", "u2")])
-        mixed = self._probe([Message("system", "s1"), *exchange, Message("system", "s2"), Message("user", "u2")])
-        self._system_first = _in_order(opened, "s1", "u1", "a1", "u2")
-        self._system_anywhere = self._system_first and _in_order(mixed, "s1", "u1", "a1", "s2", "u2")
-        written = {marker for text in (plain, opened, mixed) for marker in _MARKER.findall(text)}
-        markers = written | {token for token in special_tokens if token.strip()}
-        self._markers = tuple(sorted(markers, key=len, reverse=True))
-
-    def neutralise(self, text: str) -> str:
-        """Return `text` with a space put after the first character of every control token and role marker."""
-        found = True
-        while found:
-            found = False
-            for marker in self._markers:
-                if marker in text:
-                    text = text.replace(marker, _broken(marker))
-                    found = True
-        return text
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt; a system message the template does not take where it stands opens the next message."""
-        if not self._system_anywhere:
-            messages = _fold_systems(messages, keep_first=self._system_first)
-        return self._run(messages)
-
-    def _run(self, messages: Sequence[Message]) -> str:
-        from jinja2 import TemplateError
-
-        entries = [{"role": m.role, "content": m.content} for m in messages]
-        try:
-            return self._template.render(messages=entries, add_generation_prompt=True, **self._tokens)
-        except TemplateError as error:
-            raise BrokenModel(f"the model's chat template refused the messages: {error}") from error
-
-    def _probe(self, messages: Sequence[Message]) -> str:
-        """Return what the template makes of the messages; nothing where it refuses them."""
-        try:
-            return self._run(messages)
-        except BrokenModel:
-            return ""
-
-
-def _in_order(text: str, *words: str) -> bool:
-    places = [text.find(word) for word in words]
-    return places == sorted(places) and min(places) >= 0
-
-
-def _broken(marker: str) -> str:
-    spaced = f"{marker[0]} {marker[1:]}"
-    return "" if marker in spaced else spaced
-
-
-def _refuse(reason: str) -> Any:
-    from jinja2 import TemplateError
-
-    raise TemplateError(reason)
-
-
-def _fold_systems(messages: Sequence[Message], *, keep_first: bool) -> list[Message]:
-    """Put every system message, or every one but the first, in front of the message that follows it."""
-    folded: list[Message] = []
-    waiting = ""
-    for at, message in enumerate(messages):
-        if message.role == "system" and not (keep_first and at == 0):
-            waiting += message.content + "\n\n"
-        else:
-            folded.append(Message(message.role, waiting + message.content))
-            waiting = ""
-    return folded
 
 
 def build_prompt(

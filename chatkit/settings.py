@@ -51,8 +51,8 @@ class Settings:
     chat_model: str = _setting("default", "Chat model: a source (`models list` shows the forms) or `default`.")
     encoder: str = _setting("default", "Encoder: a source or `default`.")
     encoder_backend: Literal["openvino", "torch"] = _setting("openvino", "What runs the encoder.")
-    prompt_format: Literal["auto", "openchatkit"] = _setting(
-        "auto", "How prompts are written: by the model's chat template, or as <human>: and <bot>: lines."
+    prompt_format: Literal["auto", "template", "openchatkit", "bluelm", "chatglm2", "llama2"] = _setting(
+        "auto", "How prompts are written; `auto` goes by the model's name and its chat template."
     )
     engine: Literal["local"] = _setting("local", "What runs the chat model: `local` is OpenVINO with GGUF weights.")
     threads: int = _setting(0, "CPU threads for the engine; 0 takes all cores.")

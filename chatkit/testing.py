@@ -13,7 +13,7 @@ from typing import Any
 
 from chatkit.conversation import Conversation
 from chatkit.errors import NotFound
-from chatkit.prompts import OpenChatKitFormat
+from chatkit.prompt_formats import OpenChatKitFormat
 from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, SessionList, Ticket
 from chatkit.sessions import items
 from chatkit.types import LABELS, Chunk, Direction, ModerationResult, Owner, Passage, SamplingParams, Turn

@@ -23,6 +23,8 @@ LAYERS = {
     "chatkit.errors": 0,
     "chatkit.protocols": 1,
     "chatkit.conversation": 1,
+    "chatkit.markers": 1,
+    "chatkit.prompt_formats": 1,
     "chatkit.prompts": 1,
     "chatkit.stopping": 1,
     "chatkit.release": 1,

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FACTS = "chatkit.json"
 # Raised whenever what stands in a converted folder changes.
-LAYOUT = 1
+LAYOUT = 3
 _MAGIC = b"GGUF"
 
 
@@ -32,13 +32,20 @@ class ModelFacts:
     Attributes:
         context_window: tokens of prompt and answer together.
         eos_ids: ids that end a reply.
+        layers, kv_heads, head_size: of the attention, which decide what a token takes in the key-value cache.
+        chat_template: empty where the file carries none.
         special_tokens: strings the tokenizer reads as control tokens.
-        source_bytes: size of the GGUF file this was made from.
+        file: name of the GGUF file this was made from.
+        source_bytes: its size.
     """
 
     name: str
+    file: str
     architecture: str
     context_window: int
+    layers: int
+    kv_heads: int
+    head_size: int
     chat_template: str
     bos_token: str
     eos_token: str
@@ -183,16 +190,26 @@ def _write_tokenizers(file: Path, work: Path) -> ModelFacts:
 
 def _facts(file: Path, reader: Any, tokenizer: Any) -> ModelFacts:
     architecture = str(reader.fields["general.architecture"].contents())
-    window = int(reader.fields[f"{architecture}.context_length"].contents())
     name = reader.fields.get("general.name")
-    template = tokenizer.chat_template
-    if not template:
-        raise BrokenModel(f"{str(file)!r} carries no chat template; name an instruction-tuned GGUF file")
+
+    def number(key: str, default: int | None = None) -> int:
+        found = reader.fields.get(f"{architecture}.{key}")
+        if found is not None:
+            return int(found.contents())
+        if default is None:
+            raise BrokenModel(f"{str(file)!r} has no {architecture}.{key}, which the engine needs; name another file")
+        return default
+
+    heads = number("attention.head_count")
     return ModelFacts(
         name=str(name.contents()) if name else file.stem,
+        file=file.name,
         architecture=architecture,
-        context_window=window,
-        chat_template=str(template),
+        context_window=number("context_length"),
+        layers=number("block_count"),
+        kv_heads=number("attention.head_count_kv", heads),
+        head_size=number("attention.key_length", number("embedding_length") // heads),
+        chat_template=str(tokenizer.chat_template or ""),
         bos_token=tokenizer.bos_token or "",
         eos_token=tokenizer.eos_token or "",
         eos_ids=(int(tokenizer.eos_token_id),),

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from chatkit.models.engine import EngineModel, load_tokenizer
 from chatkit.models.gguf import ModelFacts, converted
-from chatkit.prompts import ChatTemplateFormat
-from chatkit.protocols import PromptFormat
+from chatkit.prompt_formats import chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +23,18 @@ class LocalOptions:
     max_running: int = 64
     max_queue: int = 256
     prefix_cache: bool = True
+    prompt_format: str = "auto"
 
 
 class LocalModel(EngineModel):
     """A converted GGUF model in an engine process; see EngineModel."""
 
-    def __init__(
-        self, facts: ModelFacts, folder: Path, options: LocalOptions, form: PromptFormat | None = None
-    ) -> None:
+    def __init__(self, facts: ModelFacts, folder: Path, options: LocalOptions) -> None:
         worker = {"model": str(folder), **{n: getattr(options, n) for n in _WORKER_OPTIONS}}
-        template = ChatTemplateFormat(
-            facts.chat_template,
+        form = chosen(
+            options.prompt_format,
+            name=f"{facts.name} {facts.file}",
+            chat_template=facts.chat_template,
             special_tokens=facts.special_tokens,
             bos_token=facts.bos_token,
             eos_token=facts.eos_token,
@@ -44,7 +44,7 @@ class LocalModel(EngineModel):
             name=facts.name,
             context_window=facts.context_window,
             eos_ids=facts.eos_ids,
-            form=form or template,
+            form=form,
             tokenizer=load_tokenizer(folder),
             most_live=options.max_running + options.max_queue,
         )
@@ -53,14 +53,11 @@ class LocalModel(EngineModel):
 _WORKER_OPTIONS = ("device", "threads", "kv_cache_gb", "max_running", "prefix_cache")
 
 
-def open_local(file: Path, *, cache: Path, options: LocalOptions, form: PromptFormat | None = None) -> LocalModel:
+def open_local(file: Path, *, cache: Path, options: LocalOptions) -> LocalModel:
     """Return the engine for a GGUF file, not yet started; converts the file on first use.
-
-    Args:
-        form: how prompts are written; the model's own chat template unless told.
 
     Raises:
         BrokenModel: the file cannot be used.
     """
     folder, facts = converted(file, cache=cache)
-    return LocalModel(facts, folder, options, form)
+    return LocalModel(facts, folder, options)
