@@ -185,6 +185,13 @@ def test_a_refusal_is_shown_and_its_text_is_in_no_file(home) -> None:
     assert b"canary" not in written
 
 
+def test_with_a_store_that_forgets_no_line_is_kept_either(home) -> None:
+    with Terminal(home, "--store", "memory") as shell:
+        shell.say("a plain question")
+        assert "go on with" not in shell.leave()
+    assert not list(home.rglob("chat_history"))
+
+
 def test_an_unknown_command_names_the_nearest_and_sends_nothing(home) -> None:
     with Terminal(home) as shell:
         shown = shell.say("/rest please")

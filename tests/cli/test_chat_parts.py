@@ -1,17 +1,22 @@
 """The parts of the shell that need no terminal: safe text, hyperparameters, the history file, Ctrl-C."""
 
 import asyncio
+import json
 import os
 import signal
 
 import pytest
+from click.testing import CliRunner
 
+from chatkit import cli, wiring
 from chatkit.cli._hyperparameters import Hyperparameters
 from chatkit.cli._interrupts import Interrupts, Stopped
 from chatkit.cli._shell import COMMANDS, HELP
 from chatkit.cli._show import as_json, plain, source_line
 from chatkit.cli._terminal import KeptHistory
 from chatkit.errors import InvalidRequest
+from chatkit.service import OpenChatKitService
+from chatkit.testing import KeywordModerator, ListRetriever, MemoryStore, ScriptedModel
 from chatkit.types import Passage, RetrievalOptions, SamplingParams
 
 DEFAULTS = {"max_new_tokens": 256, "temperature": 0.0, "stop": None, "k": 3, "index": "docs", "retrieval": True}
@@ -33,6 +38,20 @@ def test_everything_a_terminal_obeys_is_shown_and_the_rest_is_left_alone() -> No
 def test_a_source_is_one_line() -> None:
     passage = Passage("p", "text", title="A\nB", section="C\x1b[2J", source="a\tb.md", score=0.1)
     assert source_line(3, passage) == "[3] 0.10 a b.md A B - C␛[2J"
+
+
+def test_ask_prints_nothing_that_a_terminal_obeys(monkeypatch) -> None:
+    async def build(settings):
+        passages = [Passage("p", "hello", title="\x9bT", source="a.md", score=0.5)]
+        model = ScriptedModel(["red \x1b[31m\x07 \u202e text."])
+        return OpenChatKitService(model, KeywordModerator(), MemoryStore(), retriever=ListRetriever(passages))
+
+    monkeypatch.setattr(wiring, "build_service", build)
+    done = CliRunner().invoke(cli.group, ["ask", "hello"])
+    assert (done.stdout, done.stderr) == ("red ␛[31m␇ � text.\n", "[1] 0.50 a.md �T\n")
+    done = CliRunner().invoke(cli.group, ["ask", "hello", "--json"])
+    assert "\x1b" in json.loads(done.stdout)["outputs"]
+    assert not set("\x1b\x07\x9b\u202e") & set(done.stdout)
 
 
 def test_json_escapes_what_a_terminal_obeys() -> None:
