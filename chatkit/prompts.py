@@ -29,12 +29,14 @@ class Prompt:
         tokens: length as the model's tokenizer counts it.
         passages: those that fitted, best first.
         dropped_turns: complete turns left out, the oldest ones.
+        dropped_passages: passages left out, the last ones.
     """
 
     text: str
     tokens: int
     passages: tuple[Passage, ...] = ()
     dropped_turns: int = 0
+    dropped_passages: int = 0
 
 
 def build_prompt(
@@ -80,7 +82,7 @@ def build_prompt(
         prompt = form.render([*first, *kept, *sources, last])
         tokens = count(prompt)
         if tokens <= limit:
-            return Prompt(prompt, tokens, used, dropped)
+            return Prompt(prompt, tokens, used, dropped, len(passages) - len(used))
         if dropped < len(sizes):
             dropped = _drop_more(sizes, dropped, tokens - limit)
         else:  # a tokenizer may count the parts for less than their sum

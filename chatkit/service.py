@@ -183,6 +183,7 @@ class OpenChatKitService:
             moderation_input=plan.verdict,
             moderation_output=gate.result,
             dropped_turns=prompt.dropped_turns,
+            dropped_passages=prompt.dropped_passages,
         )
 
     def _outcome(self, gate: release.ReleaseGate, prompt: prompts.Prompt, sent: str, cancelled: bool) -> Outcome:

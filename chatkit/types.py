@@ -258,6 +258,7 @@ class Reply:
     Attributes:
         timings: seconds by stage: moderation_input, retrieval, accept, first_token, first_delta, generation, total.
         dropped_turns: how many of the oldest turns did not fit the prompt.
+        dropped_passages: how many of the passages found did not fit it, the worst ones.
         replayed: the answer comes from the store, the request was a repeat.
     """
 
@@ -272,6 +273,7 @@ class Reply:
     moderation_input: ModerationResult | None = None
     moderation_output: ModerationResult | None = None
     dropped_turns: int = 0
+    dropped_passages: int = 0
     replayed: bool = False
 
 

@@ -10,8 +10,10 @@ from chatkit import prompts
 from chatkit.errors import TooLarge
 from chatkit.prompt_formats import OpenChatKitFormat
 from chatkit.prompts import build_prompt
-from chatkit.testing import turn_with
-from chatkit.types import Message, Passage
+from chatkit.server.protocols import native
+from chatkit.service import OpenChatKitService
+from chatkit.testing import KeywordModerator, ListRetriever, MemoryStore, ScriptedModel, turn_with
+from chatkit.types import ChatRequest, Message, Passage, SamplingParams
 
 
 def words(text: str) -> int:
@@ -47,6 +49,7 @@ def test_a_prompt_is_never_over_its_limit_and_keeps_the_order(sizes, passages, l
     made = built(turns, passages, "m " * length)
     assert made.tokens == words(made.text) <= 150
     assert made.passages == tuple(passages[: len(made.passages)])
+    assert made.dropped_passages == len(passages) - len(made.passages)
     kept = [f"<human>: q{turn.seq} " in made.text for turn in turns]
     assert kept == [turn.seq > made.dropped_turns for turn in turns]
 
@@ -83,6 +86,7 @@ def test_passages_are_cut_from_the_end_until_they_fit() -> None:
     passages = [Passage(f"p{n}", "x " * 40, title=f"t{n}") for n in range(4)]
     made = built((), passages)
     assert [passage.id for passage in made.passages] == ["p0"]
+    assert made.dropped_passages == 3
     assert "[2]" not in made.text
     assert built((), [Passage("p", "x " * 500)]).passages == ()
 
@@ -102,3 +106,24 @@ def test_a_message_that_cannot_fit_is_refused_with_both_numbers() -> None:
 
 def test_without_a_system_prompt_none_is_written() -> None:
     assert built(system="").text == "<human>: now\n<bot>:"
+
+
+@pytest.mark.anyio
+async def test_a_reply_tells_what_its_prompt_left_out() -> None:
+    model, store = ScriptedModel(["Hello."]), MemoryStore()
+    model.context_window = 400
+    retriever = ListRetriever([Passage(f"p{n}", "about tea " + "x " * 60, title=f"t{n}") for n in range(3)])
+    service = OpenChatKitService(model, KeywordModerator(), store, retriever=retriever)
+    sampling = SamplingParams(max_new_tokens=100)
+    message = "tell me about tea " + "m " * 40
+    replies = [
+        await service.reply(ChatRequest(message, f"request-{n}", session_id="a-session", sampling=sampling))
+        for n in range(6)
+    ]
+    assert [len(reply.passages) for reply in replies] == [1] * 6
+    assert {reply.dropped_passages for reply in replies} == {2}
+    assert [reply.dropped_turns for reply in replies][:2] == [0, 0]
+    assert replies[-1].dropped_turns > 0
+    assert native.answer(replies[-1])["dropped_passages"] == 2
+    with pytest.raises(TooLarge, match=r"prompt of \d+ tokens, at most 300 fit beside the 100 kept"):
+        await service.reply(ChatRequest("m " * 400, "request-7", session_id="a-session", sampling=sampling))

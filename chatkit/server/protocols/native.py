@@ -105,6 +105,7 @@ def answer(reply: Reply) -> dict[str, Any]:
         },
         "timings": reply.timings,
         "dropped_turns": reply.dropped_turns,
+        "dropped_passages": reply.dropped_passages,
         "replayed": reply.replayed,
     }
 
