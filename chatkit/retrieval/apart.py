@@ -13,7 +13,7 @@ from chatkit.retrieval.document import Section, Unreadable
 # What one page may cost. An ordinary page of 1 MB takes some 50 ms; browsers' rules need time that grows with the
 # square of the depth, and some pages of kilobytes unfold to gigabytes.
 CPU_SECONDS = 20
-MEMORY_BYTES = 6 * 2**30
+MEMORY_BYTES = 4 * 2**30
 _LENGTH = 8
 
 

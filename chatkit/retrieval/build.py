@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import chatkit
 from chatkit.errors import BadIndex, BrokenIndex
-from chatkit.retrieval import layout, writing
+from chatkit.retrieval import layout, versions, writing
 from chatkit.retrieval.apart import PageReader
 from chatkit.retrieval.chunking import CHUNKER, Chunk, Chunking, cut
 from chatkit.retrieval.document import Unreadable
@@ -186,7 +186,7 @@ def _build(
             manifest = replace(plan, passages=len(chunks), files=files)
             manifest.write(beside)
             _check(beside, manifest, chunks, vectors)
-            return manifest, index.publish(beside)
+            return manifest, index.publish(beside, keep=versions.to_keep(index, plan.fingerprint))
     except OSError as error:
         raise BadIndex(
             f"the index {plan.name!r} could not be written to {str(index.folder)!r} ({error.strerror or error}); "

@@ -115,12 +115,11 @@ class IndexFolder:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
-    def publish(self, beside: Path) -> Path:
+    def publish(self, beside: Path, *, keep: str) -> Path:
         """Make a built folder the live version, in two renames; returns its folder. Needs the lock.
 
-        The version that was live before is kept, others are removed.
+        Of the other versions `keep` is kept, the rest is removed.
         """
-        before = self.pointer()
         number = int(max(self.versions(), default="0")) + 1
         folder = self.version_folder(f"{number:06d}")
         beside.chmod(0o755)
@@ -128,10 +127,8 @@ class IndexFolder:
         beside.rename(folder)
         _sync(self.folder)
         self.make_live(folder.name)
-        older = [version for version in self.versions() if version < folder.name]
-        kept = before.text if before is not None and before.text in older else max(older, default="")
-        for version in older:
-            if version != kept:
+        for version in self.versions():
+            if version not in (keep, folder.name):
                 shutil.rmtree(self.version_folder(version), ignore_errors=True)
         return folder
 

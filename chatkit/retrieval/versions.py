@@ -49,17 +49,26 @@ def before_live(index: IndexFolder) -> list[str]:
     return [version for version in newest_first if version < pointer.text]
 
 
+def to_keep(index: IndexFolder, fingerprint: str) -> str:
+    """Return the version to keep beside a new one: the live one, unless it is bad and another is good."""
+    pointer = index.pointer()
+    versions = index.versions()
+    live = pointer.text if pointer is not None and pointer.text in versions else max(versions, default="")
+    candidates = (live, *reversed(versions)) if live else ()
+    return next((version for version in candidates if is_good(index, version, fingerprint)), live)
+
+
 def remedy(index: IndexFolder, fingerprint: str | None) -> str:
     """Return the command that mends an index whose live version is bad: going back where that helps, or a build."""
     build = f"build it again with: chatkit prepare-index SOURCE… --name {index.name}"
     pointer = index.pointer()
     live = pointer.text if pointer is not None else ""
-    kept = [version for version in reversed(index.versions()) if version != live]
-    good = next((version for version in kept if is_good(index, version, fingerprint)), None)
+    older = before_live(index)
+    newer = [version for version in reversed(index.versions()) if version != live and version not in older]
+    good = next((version for version in (*older, *newer) if is_good(index, version, fingerprint)), None)
     if good is None:
         return build
-    first = next((v for v in before_live(index) if is_good(index, v, fingerprint)), None)
-    return f"go back with: chatkit index use {index.name} {'previous' if good == first else good}, or {build}"
+    return f"go back with: chatkit index use {index.name} {'previous' if good in older else good}, or {build}"
 
 
 @contextmanager
