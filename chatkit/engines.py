@@ -37,4 +37,39 @@ async def _open_local(settings: Settings, stack: AsyncExitStack) -> LanguageMode
     return model
 
 
-_ENGINES: dict[str, Callable[[Settings, AsyncExitStack], Awaitable[LanguageModel]]] = {"local": _open_local}
+async def _open_openai(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
+    from chatkit.models import upstream, upstream_auth, upstream_format
+
+    key = str(settings.upstream_key or "") if settings.upstream_auth == "bearer" else ""
+    options = upstream.UpstreamOptions(
+        url=settings.upstream_url,
+        model=settings.upstream_model,
+        context=settings.upstream_context,
+        systems=settings.upstream_system,
+        fields=settings.upstream_field_names,
+        session_headers=settings.session_headers,
+        secret=key,
+        lists_models=settings.upstream_auth != "sagemaker",
+        first_s=settings.upstream_timeout_s,
+        stall_s=settings.upstream_stall_s,
+        most_live=settings.max_running + settings.max_queue,
+    )
+    credentials: upstream_auth.Credentials = upstream_auth.Key(key)
+    if settings.upstream_auth == "sagemaker":
+        credentials = await asyncio.to_thread(upstream_auth.SageMakerToken, settings.upstream_url)
+    tokenizer = None
+    if settings.upstream_tokenizer:
+        from chatkit.models import sources
+
+        place = sources.resolve(settings.upstream_tokenizer, models_dir=settings.models)
+        tokenizer = await asyncio.to_thread(upstream_format.read_tokenizer, place)
+    model = upstream.UpstreamModel(options, credentials, upstream_format.TokenCounter(tokenizer))
+    stack.push_async_callback(model.close)
+    await model.start()
+    return model
+
+
+_ENGINES: dict[str, Callable[[Settings, AsyncExitStack], Awaitable[LanguageModel]]] = {
+    "local": _open_local,
+    "openai": _open_openai,
+}

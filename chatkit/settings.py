@@ -16,6 +16,11 @@ FILE_NAME = "chatkit.toml"
 # What DynamoDB takes as a table's name: CreateTable, "TableName", in its API reference.
 _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
+# What may go to an upstream beside the common fields; the third is llama.cpp's name for the second.
+UPSTREAM_FIELDS = ("top_k", "repetition_penalty", "repeat_penalty", "max_completion_tokens")
+_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_OWN_HEADERS = ("authorization", "host", "content-length", "content-type", "transfer-encoding", "connection", "accept")
+
 
 class Secret(str):
     """A string that does not print itself."""
@@ -54,12 +59,39 @@ class Settings:
     prompt_format: Literal["auto", "template", "openchatkit", "bluelm", "chatglm2", "llama2"] = _setting(
         "auto", "How prompts are written; `auto` goes by the model's name and its chat template."
     )
-    engine: Literal["local"] = _setting("local", "What runs the chat model: `local` is OpenVINO with GGUF weights.")
+    engine: Literal["local", "openai"] = _setting(
+        "local", "What runs the chat model: `local` is OpenVINO with GGUF weights, `openai` a server at `upstream_url`."
+    )
     threads: int = _setting(0, "CPU threads for the engine; 0 takes all cores.")
     kv_cache_gb: int = _setting(1, "Memory for the engine's key-value cache, in GiB.")
     max_running: int = _setting(64, "Generations that run at once; more wait in the queue.")
     max_queue: int = _setting(256, "Generations that may wait; more are refused with 503.")
     prefix_cache: bool = _setting(True, "Reuse the cache of prompts that start alike.")
+
+    upstream_url: str = _setting("", "Address of an OpenAI-compatible server, for the engine `openai`; ends in /v1.")
+    upstream_model: str = _setting("", "What the server calls the model; empty takes the first that it lists.")
+    upstream_auth: Literal["bearer", "sagemaker", "none"] = _setting(
+        "bearer", "What goes with a request: the key, if there is one; a token made of the AWS credentials; or nothing."
+    )
+    upstream_key: Secret | None = _setting(None, "Key for the server.", secret=True)
+    upstream_key_file: Path | None = _setting(
+        None, "File that holds the key for the server; `upstream_key` goes before it."
+    )
+    upstream_context: int = _setting(0, "Tokens of prompt and answer that the server takes; 0 asks it.")
+    upstream_tokenizer: str = _setting(
+        "", "Source or folder with the model's tokenizer.json, to count tokens with; empty estimates them."
+    )
+    upstream_system: Literal["first", "none", "any"] = _setting(
+        "first", "System messages that the server's template takes: one at the start, none at all, or anywhere."
+    )
+    upstream_fields: str = _setting(
+        "", "Fields beyond the common ones that the server takes, separated by commas, e.g. `top_k,repetition_penalty`."
+    )
+    upstream_session_header: str = _setting(
+        "", "Headers that carry a hash of the session, separated by commas, so that a router can keep it in one place."
+    )
+    upstream_timeout_s: float = _setting(60.0, "Seconds until the server's first token, tries again included.")
+    upstream_stall_s: float = _setting(30.0, "Seconds between two tokens of the server.")
 
     system_prompt: str = _setting(
         "You are a helpful AI assistant.", "First message of every prompt; the day is added to it."
@@ -106,9 +138,12 @@ class Settings:
         _require(0 < self.deadline_s <= 86400, "deadline_s", self.deadline_s, "a number above 0, at most 86400")
         _require(0 <= self.drain_s <= 3600, "drain_s", self.drain_s, "a number from 0 to 3600")
         if self.api_key is None and self.api_key_file is not None:
-            object.__setattr__(self, "api_key", _key_in(self.api_key_file.expanduser()))
+            object.__setattr__(self, "api_key", _key_in(self.api_key_file.expanduser(), "api_key"))
+        if self.upstream_key is None and self.upstream_key_file is not None:
+            object.__setattr__(self, "upstream_key", _key_in(self.upstream_key_file.expanduser(), "upstream_key"))
         key_ok = self.api_key is None or (self.api_key != "" and self.api_key.strip() == self.api_key)
         _require(key_ok, "api_key", self.api_key, "a key that is not empty, without spaces around it")
+        _check_upstream(self)
         _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
         _require(not set(self.index) & set("/\\\0"), "index", self.index, "a name without slashes")
         _require(self.index not in (".", ".."), "index", self.index, "a name")
@@ -128,6 +163,16 @@ class Settings:
         return replace(self, index="")
 
     @property
+    def upstream_field_names(self) -> tuple[str, ...]:
+        """Names in `upstream_fields`."""
+        return _names_in(self.upstream_fields)
+
+    @property
+    def session_headers(self) -> tuple[str, ...]:
+        """Names in `upstream_session_header`."""
+        return _names_in(self.upstream_session_header)
+
+    @property
     def models(self) -> Path:
         """The model cache, resolved."""
         return self.models_dir or self.home / "models"
@@ -143,13 +188,38 @@ class Settings:
         return self.home / "sessions.sqlite3"
 
 
+def _names_in(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def _require(ok: bool, name: str, value: object, expected: str) -> None:
     if not ok:
         raise ConfigError(f"{name} is {value!r}, expected {expected}; set {ENV_PREFIX}{name.upper()} or {FILE_NAME}")
 
 
-def _key_in(file: Path) -> Secret:
-    """Return the API key that a file holds, line end left out.
+def _check_upstream(settings: Settings) -> None:
+    """Check what says how another server is used; its address is needed where it is the engine."""
+    url, context = settings.upstream_url, settings.upstream_context
+    host = re.fullmatch(r"https?://([^/?#@\s]+)(/[^?#@\s]*)?", url)
+    url_ok = host is not None if url else settings.engine != "openai"
+    shown = url if "@" not in url else "an address with a name or key in it"
+    _require(url_ok, "upstream_url", shown, "an address that starts http:// or https://, e.g. http://127.0.0.1:8000/v1")
+    key = settings.upstream_key
+    key_ok = key is None or (key != "" and key.isascii() and key.isprintable() and " " not in key)
+    _require(key_ok, "upstream_key", key, "a key of ASCII characters that is not empty, without spaces")
+    _require(0 <= context <= 1 << 24, "upstream_context", context, "a number from 0 to 16777216")
+    asks = settings.engine != "openai" or settings.upstream_auth != "sagemaker" or context > 0
+    _require(asks, "upstream_context", context, "the model's context, since SageMaker does not tell it")
+    unknown = set(settings.upstream_field_names) - set(UPSTREAM_FIELDS)
+    _require(not unknown, "upstream_fields", settings.upstream_fields, "names among " + ", ".join(UPSTREAM_FIELDS))
+    headers_ok = all(_HEADER.fullmatch(name) and name.lower() not in _OWN_HEADERS for name in settings.session_headers)
+    _require(headers_ok, "upstream_session_header", settings.upstream_session_header, "names of headers of your own")
+    for name in ("upstream_timeout_s", "upstream_stall_s"):
+        _require(0 < getattr(settings, name) <= 3600, name, getattr(settings, name), "a number above 0, at most 3600")
+
+
+def _key_in(file: Path, setting: str) -> Secret:
+    """Return the key that a file holds for a setting, line end left out.
 
     Raises:
         ConfigError: there is no key in it, naming the file and never what it holds.
@@ -165,7 +235,8 @@ def _key_in(file: Path) -> Secret:
             return Secret(key)
         problem = "holds more than one line, or a character that does not print" if key else "is empty"
     raise ConfigError(
-        f"api_key_file is {str(file)!r}, which {problem}; write the key into it, on one line, or set CHATKIT_API_KEY"
+        f"{setting}_file is {str(file)!r}, which {problem}; write the key into it, on one line, or set "
+        f"{ENV_PREFIX}{setting.upper()}"
     )
 
 

@@ -1,0 +1,102 @@
+"""What an upstream server tells of itself: its model's name, how much that holds, and whether it answers."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+log = logging.getLogger(__name__)
+
+# Lists of models of public servers have some hundred kilobytes. Bytes.
+_MOST_BYTES = 4 << 20
+# Where the list of models has a model's context: vLLM and SGLang; others; llama.cpp. What a server was started with
+# goes before what its model was trained on.
+_CONTEXT_KEYS = ("max_model_len", "context_length", "context_window", "max_context_length", "n_ctx")
+# Where else servers tell it, beside the folder of the API, and the path in the answer: llama.cpp, TGI.
+_ELSEWHERE = (
+    ("props", ("default_generation_settings", "n_ctx")),
+    ("info", ("max_total_tokens",)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the list of models says; 0 and "" where it does not."""
+
+    model: str = ""
+    context: int = 0
+
+
+class Unanswered(Exception):
+    """The server gave no list of models; `status` is 0 where it did not answer at all."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+async def list_models(client: httpx.AsyncClient, headers: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    """Return the rows of the server's list of models.
+
+    Raises:
+        Unanswered: it does not answer, refuses, or sends something else.
+    """
+    table = await _get(client, "models", headers)
+    rows = table.get("data") if isinstance(table, dict) else None
+    if not isinstance(rows, list):
+        raise Unanswered(200, "GET models does not answer with a list of models")
+    return [row for row in rows if isinstance(row, dict)]
+
+
+async def facts_of(
+    client: httpx.AsyncClient, headers: Mapping[str, str], rows: Sequence[Mapping[str, Any]], model: str
+) -> Facts:
+    """Return what is known of `model`, or of the first in the list where it is empty."""
+    named = [row for row in rows if row.get("id") == model] if model else list(rows)
+    if model and not named:
+        log.warning("the upstream does not list the model %r", model)
+        return Facts(model)
+    if not named:
+        return Facts(model)
+    row = named[0]
+    meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
+    told = _first_int(row, _CONTEXT_KEYS) or _first_int(meta, _CONTEXT_KEYS)
+    told = told or await _told_elsewhere(client, headers) or _first_int(meta, ("n_ctx_train",))
+    return Facts(str(row.get("id") or model), told)
+
+
+async def _told_elsewhere(client: httpx.AsyncClient, headers: Mapping[str, str]) -> int:
+    for name, keys in _ELSEWHERE:
+        try:
+            found: Any = await _get(client, f"../{name}", headers)
+        except Unanswered:
+            continue
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, int) and found > 0:
+            return found
+    return 0
+
+
+def _first_int(table: Any, keys: Sequence[str]) -> int:
+    return next((table[key] for key in keys if isinstance(table.get(key), int) and table[key] > 0), 0)
+
+
+async def _get(client: httpx.AsyncClient, path: str, headers: Mapping[str, str]) -> Any:
+    try:
+        async with client.stream("GET", client.base_url.join(path), headers=dict(headers)) as answer:
+            if answer.status_code != 200:
+                raise Unanswered(answer.status_code, f"GET {answer.url} answers {answer.status_code}")
+            body = bytearray()
+            async for part in answer.aiter_raw():
+                body += part
+                if len(body) > _MOST_BYTES:
+                    raise Unanswered(200, f"GET {answer.url} answers with more than {_MOST_BYTES} bytes")
+            return json.loads(body)
+    except httpx.HTTPError as error:
+        raise Unanswered(0, f"GET {path}: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise Unanswered(200, f"GET {path} does not answer with JSON") from error
