@@ -1,11 +1,16 @@
 """Which engine runs the chat model: part of the composition root, one function an engine."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from chatkit.protocols import LanguageModel
 from chatkit.settings import Settings
+
+if TYPE_CHECKING:
+    from chatkit.models.chat import ChatModel
 
 
 async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
@@ -35,6 +40,54 @@ async def _open_local(settings: Settings, stack: AsyncExitStack) -> LanguageMode
     stack.push_async_callback(model.close)
     await model.start()
     return model
+
+
+async def _open_transformers(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
+    model = await asyncio.to_thread(_chat_model, settings)
+    stack.push_async_callback(model.close)
+    await model.start()
+    return model
+
+
+def _chat_model(settings: Settings) -> "ChatModel":
+    from chatkit.models import chat, sources
+
+    path = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat", profile=settings.profile)
+    options = chat.ChatOptions(
+        dtype=settings.dtype,
+        quantize=settings.quantize,
+        gpu_memory=chat.parse_memory(settings.gpu_memory),
+        cpu_memory=settings.cpu_memory,
+        offload_dir=str(settings.offload),
+        tensor_parallel=settings.tensor_parallel,
+        threads=settings.threads,
+        kv_cache_gb=settings.kv_cache_gb,
+        max_running=settings.max_running,
+        max_queue=settings.max_queue,
+        prefix_cache=settings.prefix_cache,
+        cuda_graphs=settings.cuda_graphs,
+        prompt_format=settings.prompt_format,
+    )
+    cache = sources.derived_dir(path, models_dir=settings.models)
+    name = sources.name_of(settings.chat_model, "chat", settings.profile)
+    return chat.open_chat(path, cache=cache, options=options, name=name)
+
+
+def follow(settings: Settings) -> None:
+    """Become a rank that follows rank 0, where torchrun or mpirun started this process as one; else return.
+
+    Raises:
+        ModelError: the model cannot be used.
+        ConfigError: the settings do not fit it, or the launcher's variables are wrong.
+    """
+    if settings.engine != "transformers":
+        return
+    from chatkit.models import parallel
+
+    place = parallel.place_of(os.environ)
+    if place is not None and place.rank > 0:
+        command = _chat_model(settings).command
+        os.execv(command[0], command)
 
 
 async def _open_openai(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
@@ -71,5 +124,6 @@ async def _open_openai(settings: Settings, stack: AsyncExitStack) -> LanguageMod
 
 _ENGINES: dict[str, Callable[[Settings, AsyncExitStack], Awaitable[LanguageModel]]] = {
     "local": _open_local,
+    "transformers": _open_transformers,
     "openai": _open_openai,
 }

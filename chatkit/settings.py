@@ -59,9 +59,22 @@ class Settings:
     prompt_format: Literal["auto", "template", "openchatkit", "bluelm", "chatglm2", "llama2"] = _setting(
         "auto", "How prompts are written; `auto` goes by the model's name and its chat template."
     )
-    engine: Literal["local", "openai"] = _setting(
-        "local", "What runs the chat model: `local` is OpenVINO with GGUF weights, `openai` a server at `upstream_url`."
+    engine: Literal["local", "transformers", "openai"] = _setting(
+        "local",
+        "What runs the chat model: `local` is OpenVINO with GGUF weights, `transformers` torch on GPUs or CPUs, "
+        "`openai` a server at `upstream_url`.",
     )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
+        "auto", "Precision of the `transformers` engine; `auto` is float32 on a CPU, bfloat16 on a GPU that has it."
+    )
+    quantize: Literal["none", "8bit", "4bit"] = _setting("none", "Weights of the `transformers` engine in fewer bits.")
+    gpu_memory: str = _setting("", "GiB of weights by GPU for `transformers`, as in 0:20,1:30; empty sets no limit.")
+    cpu_memory: float = _setting(
+        0.0, "GiB of weights for `transformers` in the machine's memory; more goes to `offload_dir`. 0 sets no limit."
+    )
+    offload_dir: Path | None = _setting(None, "Folder for weights that fit no memory; <home>/offload when not set.")
+    tensor_parallel: int = _setting(1, "Processes that share every layer in the `transformers` engine, one a GPU.")
+    cuda_graphs: bool = _setting(False, "Record the steps of the `transformers` engine on its GPU and replay them.")
     threads: int = _setting(0, "CPU threads for the engine; 0 takes all cores.")
     kv_cache_gb: int = _setting(1, "Memory for the engine's key-value cache, in GiB.")
     max_running: int = _setting(64, "Generations that run at once; more wait in the queue.")
@@ -131,6 +144,10 @@ class Settings:
         _require(0 <= self.port <= 65535, "port", self.port, "a number from 0 to 65535")
         _require(self.max_body_kb >= 1, "max_body_kb", self.max_body_kb, "at least 1")
         _require(0 <= self.threads <= 1024, "threads", self.threads, "a number from 0 to 1024")
+        memory_ok = re.fullmatch(r"(\d+:\d+(\.\d+)?(,\s*|$))*", self.gpu_memory) is not None
+        _require(memory_ok, "gpu_memory", self.gpu_memory, "GiB by GPU number such as 0:20,1:30")
+        _require(0 <= self.cpu_memory <= 1 << 20, "cpu_memory", self.cpu_memory, "GiB, or 0 for no limit")
+        _require(1 <= self.tensor_parallel <= 1024, "tensor_parallel", self.tensor_parallel, "a number from 1 to 1024")
         _require(self.kv_cache_gb >= 1, "kv_cache_gb", self.kv_cache_gb, "at least 1")
         _require(1 <= self.max_running <= 4096, "max_running", self.max_running, "a number from 1 to 4096")
         _require(self.max_queue >= 1, "max_queue", self.max_queue, "at least 1")
@@ -181,6 +198,11 @@ class Settings:
     def indexes(self) -> Path:
         """Where named indexes live."""
         return self.home / "indexes"
+
+    @property
+    def offload(self) -> Path:
+        """Where weights go that fit no memory."""
+        return (self.offload_dir or self.home / "offload").expanduser()
 
     @property
     def database(self) -> Path:

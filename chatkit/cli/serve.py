@@ -23,10 +23,12 @@ def serve(config: str | None, flags: dict[str, Any]) -> None:
 
     GET /ping answers 503 while the models load and 200 from then on. Ctrl-C or SIGTERM lets open turns end first.
     """
+    from chatkit import engines
     from chatkit.server import run
 
     settings = load_settings(flags, file=Path(config) if config else None)
     log_to_stderr()
+    engines.follow(settings)
     listener = run.bind(settings)
     click.echo("loading the models …", err=True)
     with contextlib.suppress(KeyboardInterrupt):

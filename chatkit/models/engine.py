@@ -4,18 +4,32 @@ Every engine that runs here speaks the same lines with its worker, commands to i
 
 commands: {"add": id, "ids": […], "config": {…}} · {"cancel": id}
 events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} · {"refused": id, "why": …} · {"fatal": …}
+
+`chat_worker` has more of them.
+commands: {"embed": id, "ids": [[…], …]}
+events:   {"step": …, "read": prompt tokens computed} · {"failed": id, "kind": …, "message": one line for the caller}
+          {"vectors": id, "float32": base64 of the rows}
 """
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from chatkit.errors import BrokenModel, ChatkitError, EngineFailed, InvalidRequest, MissingExtra, Overloaded
+from chatkit.errors import (
+    BrokenModel,
+    ChatkitError,
+    EngineFailed,
+    InvalidRequest,
+    MissingExtra,
+    Overloaded,
+    Unavailable,
+)
 from chatkit.protocols import PromptFormat
 from chatkit.types import Chunk, FinishReason, SamplingParams
 
@@ -28,6 +42,12 @@ log = logging.getLogger(__name__)
 _LINE_LIMIT = 1 << 24
 # The worker ends by itself when its stdin closes; after this it is killed. Seconds.
 _STOP_TIMEOUT = 5.0
+# What one request may fail with while the engine goes on.
+_KINDS: dict[str, type[ChatkitError]] = {
+    "invalid": InvalidRequest,
+    "overloaded": Overloaded,
+    "unavailable": Unavailable,
+}
 
 
 class EngineGeneration:
@@ -88,8 +108,14 @@ class EngineModel:
         most_live: generations that may run or wait; more are refused.
 
     Attributes:
+        command: what starts the worker.
         tokens_made: tokens the engine has generated for anybody, since the start.
+        tokens_read: prompt tokens it has computed, where the worker counts them; those of a warm cache are not.
+        reported: what the worker said of itself when it was ready.
+        ends_service: whether the service should end when the engine has stopped, to be started anew as a whole.
     """
+
+    ends_service: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -107,12 +133,16 @@ class EngineModel:
         self.format = form
         self.tokenizer = tokenizer
         self.tokens_made = 0
-        self._command = tuple(command)
+        self.tokens_read = 0
+        self.reported: dict[str, Any] = {}
+        self.command = tuple(command)
         self._eos_ids = tuple(eos_ids)
         self._most_live = most_live
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
         self._live: dict[int, EngineGeneration] = {}
+        self._asked: dict[int, asyncio.Future[bytes]] = {}
         self._next = 0
         self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
         self._complaints: deque[str] = deque(maxlen=20)
@@ -133,7 +163,7 @@ class EngineModel:
             EngineFailed: the process ended; the message holds its last words.
         """
         self._process = await asyncio.create_subprocess_exec(
-            *self._command,
+            *self.command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -188,6 +218,28 @@ class EngineModel:
         self._send({"add": number, "ids": ids, "config": config})
         return generation
 
+    async def vectors(self, rows: Sequence[Sequence[int]]) -> bytes:
+        """Return the (texts, hidden size) float32 vectors of texts given as token ids, where the worker makes them.
+
+        Raises:
+            Overloaded: the texts do not fit the engine's memory.
+            EngineFailed: the engine has stopped.
+        """
+        if self._failure:
+            raise EngineFailed(str(self._failure))
+        number, self._next = self._next, self._next + 1
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._send({"embed": number, "ids": rows})
+            return await self._asked[number]
+        finally:
+            self._asked.pop(number, None)
+
+    async def stopped(self) -> EngineFailed:
+        """Wait until the engine has stopped without having been told to, and return why."""
+        await self._stopped.wait()
+        return EngineFailed(str(self._failure))
+
     def drop(self, number: int) -> None:
         """Forget a generation and tell the worker to stop it."""
         if self._live.pop(number, None) is not None:
@@ -206,15 +258,14 @@ class EngineModel:
         try:
             async for line in process.stdout:
                 event = json.loads(line)
-                if "step" in event:
-                    self._hand_out(event["step"])
-                elif "ready" in event:
+                if "ready" in event:
                     self._failure = None
+                    self.reported = event
                     ready.set_result(None)
-                elif "refused" in event:
-                    self._refuse(event["refused"], event["why"])
-                else:
+                elif "fatal" in event:
                     why = event["fatal"]
+                else:
+                    self._hand_out(event)
         except ValueError:  # the worker died within a line
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
@@ -228,8 +279,25 @@ class EngineModel:
             ready.set_exception(EngineFailed(detail))
         elif self._process is not None:
             log.error("%s", detail)
+            self._stopped.set()
 
-    def _hand_out(self, rows: list[list[Any]]) -> None:
+    def _hand_out(self, event: dict[str, Any]) -> None:
+        """Give an event to those it is about."""
+        if "step" in event:
+            self.tokens_read += event.get("read", 0)
+            self._step(event["step"])
+        elif "refused" in event:
+            log.error("the engine refused a prompt: %s", event["why"])
+            why = "the engine cannot take this prompt or its sampling parameters; change them"
+            self._fail_one(event["refused"], InvalidRequest(why))
+        elif "failed" in event:
+            self._fail_one(event["failed"], _KINDS[event["kind"]](event["message"]))
+        else:
+            waiting = self._asked.get(event["vectors"])
+            if waiting is not None and not waiting.done():
+                waiting.set_result(base64.b64decode(event["float32"]))
+
+    def _step(self, rows: list[list[Any]]) -> None:
         for number, tokens, reason in rows:
             self.tokens_made += len(tokens)
             generation = self._live.get(number)
@@ -239,11 +307,13 @@ class EngineModel:
                 del self._live[number]
             generation.put((tokens, reason))
 
-    def _refuse(self, number: int, why: str) -> None:
+    def _fail_one(self, number: int, failure: ChatkitError) -> None:
         generation = self._live.pop(number, None)
         if generation is not None:
-            log.error("the engine refused a prompt: %s", why)
-            generation.put(InvalidRequest("the engine cannot take this prompt or its sampling parameters; change them"))
+            generation.put(failure)
+        waiting = self._asked.get(number)
+        if waiting is not None and not waiting.done():
+            waiting.set_exception(failure)
 
     def _fail(self, failure: EngineFailed) -> None:
         if self._failure is None:
@@ -251,6 +321,9 @@ class EngineModel:
         for generation in self._live.values():
             generation.put(failure)
         self._live.clear()
+        for waiting in self._asked.values():
+            if not waiting.done():
+                waiting.set_exception(EngineFailed(str(failure)))
 
     async def _keep_complaints(self, stream: asyncio.StreamReader) -> None:
         with contextlib.suppress(ValueError):  # a line longer than the limit is no message

@@ -12,7 +12,8 @@ from types import FrameType
 
 import uvicorn
 
-from chatkit.errors import ConfigError
+from chatkit.errors import ConfigError, EngineFailed
+from chatkit.protocols import LanguageModel
 from chatkit.server.app import ChatApp
 from chatkit.server.auth import require_safe_bind
 from chatkit.settings import Settings
@@ -109,7 +110,11 @@ async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce:
             host, port = listener.getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             announce(f"ready after {time.perf_counter() - started:.1f} s on {address}")
-            await asyncio.shield(web)  # whoever cancels this still gets an orderly end
+            death = asyncio.create_task(_death(app.service.model))
+            await asyncio.wait({web, death}, return_when=asyncio.FIRST_COMPLETED)  # cancels neither when cancelled
+            if death.done():
+                raise death.result()
+            death.cancel()
     finally:
         server.should_exit = True
         loading.cancel()
@@ -119,3 +124,11 @@ async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce:
             await app.service.close(server.patience_left(settings.drain_s))
         elif loading.done() and not loading.cancelled() and loading.exception() is None:
             await loading.result().close(0)
+
+
+async def _death(model: LanguageModel) -> EngineFailed:
+    """Wait for the end of an engine that takes the service with it, to be started anew as a whole; else for ever."""
+    if getattr(model, "ends_service", False):
+        return await model.stopped()  # type: ignore[attr-defined,no-any-return]
+    forever: asyncio.Future[EngineFailed] = asyncio.get_running_loop().create_future()
+    return await forever

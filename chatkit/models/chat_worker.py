@@ -1,0 +1,168 @@
+"""The process that owns the torch model of the `transformers` engine, or one rank of it.
+
+Commands come as JSON lines on stdin, events leave as JSON lines on stdout (`engine` lists both); the end of stdin is
+the end of the process. Ranks above 0 have neither: they follow rank 0.
+"""
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO
+
+from chatkit.errors import ChatkitError
+from chatkit.models import parallel
+
+Fatal = Callable[[str], None]
+Commands = queue.SimpleQueue[dict[str, Any] | None]
+
+
+def main() -> int:
+    """Load, say so, work; a failure is the last event."""
+    options = json.loads(sys.argv[1])
+    # Libraries may print: what they print must not reach the event stream.
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle; it closes stdin when done
+    sys.setswitchinterval(0.0005)  # the reader of commands should not wait long for a turn
+
+    def fatal(why: str) -> None:
+        if place is None or place.rank == 0:
+            _send(events, {"fatal": why})
+        else:
+            print(why, file=sys.stderr, flush=True)  # noqa: T201 - the service keeps the last lines
+
+    launched = parallel.place_of(os.environ)
+    place = parallel.Place(**options["place"]) if options.get("place") else launched
+    try:
+        if place or options["tensor_parallel"] > 1:
+            return _in_parallel(options, events, place, fatal)
+        runner = _opened(options)
+        _serve(runner, options, events, [local_bytes(runner.model)])
+    except BrokenPipeError:
+        return 0  # the service is gone
+    except (ChatkitError, RuntimeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        fatal(lines[0][:600] if lines else "unknown")
+        return 1
+    return 0
+
+
+def _in_parallel(options: dict[str, Any], events: TextIO, place: parallel.Place | None, fatal: Fatal) -> int:
+    """Be one rank of several, starting the others first where no launcher did."""
+    store = None
+    if place is None:
+
+        def command(other: parallel.Place) -> list[str]:
+            return [sys.executable, "-m", "chatkit.models.chat_worker", json.dumps({**options, "place": asdict(other)})]
+
+        place, store = parallel.start_followers(options["tensor_parallel"], command, fatal)
+    elif place.rank > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 drains first, and says when it is over
+        store = parallel.join(place) if options.get("place") else None
+    group = parallel.Group(place, fatal, store)
+    runner = _opened({**options, "tensor_parallel": place.ranks})
+    group.busy_since = lambda: runner.busy_since
+    sizes = group.gather(local_bytes(runner.model))
+    group.meet()
+    if place.rank > 0:
+        group.follow(runner)
+    else:
+        runner.announce = group.announce
+        try:
+            _serve(runner, options, events, sizes)
+        finally:
+            group.leave()
+    events.flush()
+    os._exit(0)  # the meeting thread may be inside a collective, which must not meet its own destruction
+
+
+def _opened(options: Mapping[str, Any]) -> Any:
+    """Load the model."""
+    import torch
+
+    from chatkit.models.chat_load import LoadOptions, load_model
+    from chatkit.models.chat_runner import Runner
+
+    ranks = options["tensor_parallel"]
+    if options["threads"] or ranks > 1:
+        torch.set_num_threads(options["threads"] or max(1, (os.cpu_count() or 1) // ranks))
+    gpu_memory = {int(device): gib for device, gib in options["gpu_memory"].items()}
+    model = load_model(
+        Path(options["model"]),
+        LoadOptions(
+            dtype=options["dtype"],
+            quantize=options["quantize"],
+            gpu_memory=gpu_memory,
+            cpu_memory=options["cpu_memory"],
+            offload_dir=options["offload_dir"],
+            tensor_parallel=ranks,
+        ),
+    )
+    return Runner(model)
+
+
+def _serve(runner: Any, options: Mapping[str, Any], events: TextIO, sizes: list[int]) -> None:
+    """Work until stdin ends; `sizes` are the bytes of the parameters on each rank."""
+    from chatkit.models.chat_scheduler import Limits, Scheduler
+    from chatkit.models.engine import load_tokenizer
+
+    runner.check()
+    on_gpu = runner.device.type == "cuda"
+    limits = Limits(
+        cache_tokens=options["kv_cache_gb"] * 2**30 // max(1, runner.cache.bytes_per_token),
+        window=options["window"],
+        max_running=options["max_running"],
+        piece=options["piece"] or (2048 if on_gpu else 256),
+        keep_prefixes=options["prefix_cache"],
+    )
+    if options["cuda_graphs"] and on_gpu and not runner.announce:
+        from chatkit.models.chat_graphs import Graphs
+
+        runner.replay = Graphs(runner.decode, runner.cache).step
+    tokenizer = load_tokenizer(Path(options["tokenizer"]))
+    scheduler = Scheduler(runner, tokenizer, limits, lambda event: _send(events, event))
+    commands: Commands = queue.SimpleQueue()
+    threading.Thread(target=_read_commands, args=(sys.stdin, commands), daemon=True).start()
+    _send(events, {"ready": True, "parameter_bytes": sizes})
+    while _take_commands(scheduler, commands):
+        if not scheduler.idle:
+            scheduler.work()
+
+
+def local_bytes(model: Any) -> int:
+    """Return the bytes of the parameters that this rank holds."""
+    parts = [getattr(parameter, "to_local", lambda it=parameter: it)() for parameter in model.parameters()]
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+def _take_commands(scheduler: Any, commands: Commands) -> bool:
+    """Apply what has come; wait when idle. False at the end."""
+    while True:
+        try:
+            command = commands.get(block=scheduler.idle)
+        except queue.Empty:
+            return True
+        if command is None:
+            return False
+        scheduler.apply(command)
+
+
+def _read_commands(stream: TextIO, commands: Commands) -> None:
+    for line in stream:
+        commands.put(json.loads(line))
+    commands.put(None)
+
+
+def _send(events: TextIO, event: dict[str, Any]) -> None:
+    events.write(json.dumps(event, separators=(",", ":")) + "\n")
+    events.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
