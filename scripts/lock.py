@@ -20,7 +20,14 @@ UNWANTED = ("openvino-telemetry",)
 
 
 LOCKS = {
-    "requirements.lock": ["--extra=cpu", "--extra=local", "--extra=torch", "--extra=quantize", "--extra=aws", "--group=dev"],
+    "requirements.lock": [
+        "--extra=cpu",
+        "--extra=local",
+        "--extra=torch",
+        "--extra=quantize",
+        "--extra=aws",
+        "--group=dev",
+    ],
     "requirements-ministack.lock": ["--group=pyproject.toml:ministack"],
 }
 

@@ -37,6 +37,7 @@ STATUS: tuple[tuple[type[errors.ChatkitError], int], ...] = (
     (errors.NotFound, 404),
     (errors.Conflict, 409),
     (errors.Unavailable, 503),
+    (errors.BadIndex, 503),
     (errors.ChatkitError, 500),
 )
 
