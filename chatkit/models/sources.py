@@ -137,7 +137,7 @@ def name_of(source: str, role: Role, profile: str = LOCAL) -> str:
     """Return what a source's model is called, to those who ask for it by name."""
     parsed = parse(source, role, profile)
     if isinstance(parsed, LocalPath):
-        return parsed.path.name
+        return parsed.path.stem if parsed.path.is_file() else parsed.path.name
     known = manifest.known(str(parsed))
     return known.name if known else parsed.slug
 
