@@ -30,6 +30,7 @@ from chatkit.errors import (
     Overloaded,
     Unavailable,
 )
+from chatkit.models.admission import Admission
 from chatkit.protocols import PromptFormat
 from chatkit.types import Chunk, FinishReason, SamplingParams
 
@@ -106,6 +107,7 @@ class EngineModel:
     Args:
         command: what starts the worker.
         most_live: generations that may run or wait; more are refused.
+        admission: who may start, where the worker does not see to that itself; it has its own bounds.
 
     Attributes:
         command: what starts the worker.
@@ -127,6 +129,7 @@ class EngineModel:
         form: PromptFormat,
         tokenizer: "Tokenizer",
         most_live: int,
+        admission: Admission | None = None,
     ) -> None:
         self.name = name
         self.context_window = context_window
@@ -137,7 +140,8 @@ class EngineModel:
         self.reported: dict[str, Any] = {}
         self.command = tuple(command)
         self._eos_ids = tuple(eos_ids)
-        self._most_live = most_live
+        self._admission = admission or Admission(most_live)
+        self._held: dict[int, dict[str, Any]] = {}  # commands of those that wait
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
@@ -197,12 +201,9 @@ class EngineModel:
         """Queue a prompt; see protocols.LanguageModel."""
         if self._failure:
             raise EngineFailed(str(self._failure))
-        if len(self._live) >= self._most_live:
-            raise Overloaded(
-                f"{len(self._live)} generations are running or waiting, the most this server takes; try again shortly"
-            )
         ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         number, self._next = self._next, self._next + 1
+        given_up = self._admission.ask(number, session=session, tokens=len(ids) + sampling.max_new_tokens)
         generation = EngineGeneration(self, number, len(ids))
         self._live[number] = generation
         config = {
@@ -215,7 +216,10 @@ class EngineModel:
             "stop_words": sampling.stop_words,
             "eos_ids": self._eos_ids,
         }
-        self._send({"add": number, "ids": ids, "config": config})
+        self._held[number] = {"add": number, "ids": ids, "config": config}
+        if given_up is not None:
+            self._fail_one(given_up, Overloaded("other sessions are waiting for this server; try again shortly"))
+        self._start_waiting()
         return generation
 
     async def vectors(self, rows: Sequence[Sequence[int]]) -> bytes:
@@ -243,7 +247,17 @@ class EngineModel:
     def drop(self, number: int) -> None:
         """Forget a generation and tell the worker to stop it."""
         if self._live.pop(number, None) is not None:
-            self._send({"cancel": number})
+            if self._held.pop(number, None) is None:
+                self._send({"cancel": number})
+            self._leave(number)
+
+    def _leave(self, number: int) -> None:
+        self._admission.leave(number)
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        for number in self._admission.admit():
+            self._send(self._held.pop(number))
 
     def _send(self, command: dict[str, Any]) -> None:
         if self._process and self._process.stdin and not self._process.stdin.is_closing():
@@ -305,12 +319,15 @@ class EngineModel:
                 continue  # cancelled while this step ran
             if reason:
                 del self._live[number]
+                self._leave(number)
             generation.put((tokens, reason))
 
     def _fail_one(self, number: int, failure: ChatkitError) -> None:
         generation = self._live.pop(number, None)
         if generation is not None:
             generation.put(failure)
+            self._held.pop(number, None)
+            self._leave(number)
         waiting = self._asked.get(number)
         if waiting is not None and not waiting.done():
             waiting.set_exception(failure)
@@ -321,6 +338,8 @@ class EngineModel:
         for generation in self._live.values():
             generation.put(failure)
         self._live.clear()
+        self._held.clear()
+        self._admission.clear()
         for waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_exception(EngineFailed(str(failure)))

@@ -11,6 +11,7 @@ import pytest
 from chatkit.engines import open_model
 from chatkit.errors import EngineFailed, InvalidRequest, Overloaded
 from chatkit.models import engine, local, sources
+from chatkit.models.admission import Admission
 from chatkit.settings import Settings
 from chatkit.stopping import hold_back
 from chatkit.types import Message, SamplingParams
@@ -152,7 +153,7 @@ async def test_eight_at_once_say_what_each_says_alone(model) -> None:
 
 
 async def test_a_full_queue_is_overloaded_at_once_and_recovers(model, monkeypatch) -> None:
-    monkeypatch.setattr(model, "_most_live", 2)
+    monkeypatch.setattr(model, "_admission", Admission(1, 1))
     running = [model.generate(prompt(model), SamplingParams(max_new_tokens=500)) for _ in range(2)]
     with pytest.raises(Overloaded, match="2 generations are running or waiting"):
         model.generate(prompt(model), SamplingParams())
