@@ -80,7 +80,8 @@ class Exchange:
                 raise EngineFailed(_CUT)
             yield answer.last()
             with contextlib.suppress(*_BREAKS):  # to the end, so that the connection can be used again
-                await asyncio.wait_for(anext(parts, None), _DRAIN_S)
+                limit.set(_DRAIN_S)
+                await limit.wait(anext(parts, None))
 
     async def _read(
         self, response: httpx.Response, parts: AsyncGenerator[bytes, None], limit: "_Limit", answer: wire.Answer

@@ -1,0 +1,174 @@
+"""The openai engine learns what its server tells, waits for it, and knows whether it is there."""
+
+import asyncio
+
+import pytest
+
+from chatkit.errors import EngineFailed
+from chatkit.models import upstream
+from chatkit.types import SamplingParams
+from tests.models.upstream_fake import (
+    MODELS,
+    answers,
+    opened,
+    prompt,
+    read,
+    running,
+    stalls,
+    until,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def fake():
+    async with running() as server:
+        yield server
+
+
+@pytest.fixture
+async def model(fake):
+    async with opened(fake) as made:
+        yield made
+
+
+async def test_readiness_follows_the_server_without_anybody_waiting_for_it(fake, monkeypatch) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    async with opened(fake) as model:
+        assert model.ready
+        for broken in (answers(500), answers(401), answers(200, "{"), answers(200, "x" * (5 << 20)), answers(200, {})):
+            fake.models = broken
+            await until(lambda: not model.ready)
+            fake.models = answers(200, MODELS)
+            await until(lambda: model.ready)
+        looks = fake.looks
+        fake.models = stalls
+        monkeypatch.setattr(upstream, "_LOOK_TIMEOUT", 0.1)
+        await until(lambda: fake.looks > looks and not model.ready)
+        fake.models = answers(200, MODELS)
+        await until(lambda: model.ready)
+    assert not model.ready
+
+
+async def test_a_look_that_fails_once_changes_nothing(fake, monkeypatch) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    async with opened(fake) as model:
+        seen = []
+
+        async def once(peer) -> None:
+            fake.models = answers(200, MODELS)
+            await answers(500)(peer)
+            seen.append(peer)
+
+        fake.models = once
+        await until(lambda: seen)
+        looks = fake.looks
+        while fake.looks < looks + 3:
+            assert model.ready
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("row", "context"),
+    [
+        ({"max_model_len": 8192}, 8192),
+        ({"context_length": 1000}, 1000),
+        ({"meta": {"n_ctx": 2048, "n_ctx_train": 9000}}, 2048),
+        ({"meta": {"n_ctx_train": 9000}}, 9000),
+        ({"max_model_len": None, "meta": None, "context_window": 77}, 77),
+    ],
+)
+async def test_the_name_and_the_context_are_learnt_from_the_server(fake, row, context) -> None:
+    fake.models = answers(200, {"data": [{"id": "org/name", **row}, {"id": "other", "max_model_len": 1}]})
+    async with opened(fake) as model:
+        assert (model.name, model.context_window) == ("org/name", context)
+        await read(model)
+    assert fake.asked[0].body["model"] == "org/name"
+
+
+async def test_the_context_is_asked_for_where_llama_cpp_and_tgi_have_it(fake) -> None:
+    fake.models = answers(200, {"data": [{"id": "m", "meta": {"n_ctx_train": 9000}}]})
+    fake.elsewhere["/props"] = answers(200, {"default_generation_settings": {"n_ctx": 4000}})
+    async with opened(fake) as model:
+        assert model.context_window == 4000
+    fake.elsewhere = {"/info": answers(200, {"max_total_tokens": 3000})}
+    async with opened(fake) as model:
+        assert model.context_window == 3000
+
+
+async def test_what_the_operator_says_goes_before_what_the_server_does(fake) -> None:
+    async with opened(fake, model="lora-7", context=99) as model:
+        assert (model.name, model.context_window, model.ready) == ("lora-7", 99, True)
+        await read(model)
+    assert fake.asked[0].body["model"] == "lora-7"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "words"),
+    [
+        (answers(401), r"refuses the key \(401\); set upstream_key"),
+        (answers(404), "answers 404; upstream_url ends in /v1 as a rule"),
+        (answers(301, location="http://127.0.0.1:1/"), "a redirect, which is not followed"),
+        (answers(200, {"data": [{"id": "m"}]}), "does not tell how many tokens its model holds; set upstream_context"),
+        (answers(200, {"data": []}), "does not tell how many tokens"),
+        (answers(500), "answers 500; start the server, or correct upstream_url"),
+    ],
+)
+async def test_a_start_that_cannot_succeed_says_what_to_do(fake, behaviour, words, monkeypatch) -> None:
+    monkeypatch.setattr(upstream, "_START_EVERY", 0.05)
+    fake.models = behaviour
+    with pytest.raises(EngineFailed, match=words) as caught:
+        async with opened(fake, first_s=0.2):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_start_waits_for_a_server_that_is_still_loading(fake, monkeypatch) -> None:
+    monkeypatch.setattr(upstream, "_START_EVERY", 0.01)
+    tries = []
+
+    async def loading(peer) -> None:
+        tries.append(peer)
+        await (answers(503) if len(tries) < 4 else answers(200, MODELS))(peer)
+
+    fake.models = loading
+    async with opened(fake) as model:
+        assert model.ready
+        assert len(tries) == 4
+
+
+async def test_where_all_is_set_the_server_may_come_later(fake, monkeypatch) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    fake.models = answers(503)
+    async with opened(fake, model="m", context=512) as model:
+        assert not model.ready
+        fake.models = answers(200, MODELS)
+        await until(lambda: model.ready)
+
+
+async def test_a_server_without_a_list_of_models_is_ready_while_it_answers(fake) -> None:
+    fake.models = answers(404)
+    async with opened(fake, context=512) as model:
+        assert model.ready
+        assert (await read(model))[0] == "Hello"
+    async with opened(fake, context=512, lists_models=False) as model:
+        looks = fake.looks
+        assert model.ready
+        assert (await read(model))[0] == "Hello"
+        assert fake.asked[-1].body["model"] == ""
+        assert fake.looks == looks
+
+
+async def test_closing_ends_what_runs_and_leaves_nothing_open(fake) -> None:
+    fake.script = [stalls]
+    async with opened(fake) as model:
+        running_one = asyncio.create_task(read(model))
+        await until(lambda: fake.asked)
+        await model.close()
+        with pytest.raises(EngineFailed, match="shutting down"):
+            await running_one
+        await model.close()
+    await until(lambda: not fake.open)
+    with pytest.raises(EngineFailed, match="shutting down"):
+        model.generate(prompt(model), SamplingParams())
