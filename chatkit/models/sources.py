@@ -134,12 +134,12 @@ def resolve(source: str, *, models_dir: Path, role: Role | None = None, profile:
 
 
 def name_of(source: str, role: Role, profile: str = LOCAL) -> str:
-    """Return what a source's model is called, to those who ask for it by name."""
+    """Return what callers name a source's model by: one word, how it was quantised left out."""
     parsed = parse(source, role, profile)
     if isinstance(parsed, LocalPath):
         return parsed.path.stem if parsed.path.is_file() else parsed.path.name
     known = manifest.known(str(parsed))
-    return known.name if known else parsed.slug
+    return known.name.partition(" ")[0] if known else parsed.slug
 
 
 def _in_place(local: LocalPath) -> Path:
