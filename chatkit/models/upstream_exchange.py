@@ -167,7 +167,8 @@ class Exchange:
         return wire.for_the_log(text, request.body["messages"], self._secret)
 
 
-_BREAKS = (TimeoutError, httpx.HTTPError, httpx.StreamError, ValueError, ChatkitError)
+# Of reading JSON: ValueError, and RecursionError where it is nested without end.
+_BREAKS = (TimeoutError, httpx.HTTPError, httpx.StreamError, ValueError, RecursionError, ChatkitError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,5 +98,5 @@ async def _get(client: httpx.AsyncClient, path: str, headers: Mapping[str, str])
             return json.loads(body)
     except httpx.HTTPError as error:
         raise Unanswered(0, f"GET {path}: {type(error).__name__}: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested without end
         raise Unanswered(200, f"GET {path} does not answer with JSON") from error

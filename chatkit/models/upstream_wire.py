@@ -93,6 +93,7 @@ class Answer:
         self._prompt_tokens = prompt_tokens
         self._counted: tuple[int, int] | None = None
         self._made = 0
+        self._half = ""
 
     def take(self, data: str) -> Chunk | None:
         """Read one event and return its text, if it has any.
@@ -123,7 +124,7 @@ class Answer:
             return None
         said = choice.get("delta") or choice.get("message") or {}
         text = said.get("content") if isinstance(said, dict) else None
-        text = text if isinstance(text, str) else ""
+        text = self._whole(text) if isinstance(text, str) else ""
         thought = isinstance(said, dict) and bool(said.get("reasoning_content") or said.get("reasoning"))
         reason = choice.get("finish_reason")
         if reason in _FAILED_ENDS:
@@ -131,23 +132,33 @@ class Answer:
             raise EngineFailed(BROKEN)
         if reason:
             self.finish_reason = _ENDS.get(str(reason), "stop")
-        tokens = int(bool(text) or thought)
+        tokens = int(bool(text or self._half) or thought)
         self._made += tokens
         if self._made > self._most_chunks and not self.finish_reason:
             self.finish_reason, self.complete = "length", True
         return Chunk(text, tokens) if tokens else None
 
+    def _whole(self, text: str) -> str:
+        """Return whole characters: one outside the basic plane may come as two halves, in two events even."""
+        text, self._half = self._half + text, ""
+        if not any("\ud800" <= character <= "\udfff" for character in text):
+            return text
+        if "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
     def _count(self, usage: Any) -> None:
         if isinstance(usage, dict):
             made, read = usage.get("completion_tokens"), usage.get("prompt_tokens")
-            if isinstance(made, int) and isinstance(read, int):
+            if isinstance(made, int) and isinstance(read, int) and min(made, read) >= 0:
                 self._counted = made, read
                 self.complete = self.finish_reason is not None
 
     def last(self) -> Chunk:
         """Return the chunk that ends the answer; with it the counts add up to the server's, where it counted."""
         made, read = self._counted or (self._made, self._prompt_tokens)
-        return Chunk("", max(made - self._made, 0), self.finish_reason, read)
+        text = "\ufffd" if self._half else ""
+        return Chunk(text, max(made - self._made, 0), self.finish_reason, read)
 
 
 def failure(status: int, text: str) -> ChatkitError:

@@ -102,6 +102,18 @@ async def test_an_answer_cut_at_every_byte_is_the_same_answer(fake, model) -> No
     assert (await read(model))[0] == "naïve 漢字 🙂"
 
 
+async def test_a_character_that_comes_as_two_halves_in_two_events_comes_out_whole(fake, model) -> None:
+    halves = [
+        b'data: {"choices": [{"delta": {"content": "' + half + b'"}}]}\n\n' for half in (b"a\\ud83d", b"\\ude42b")
+    ]
+    fake.script = [says(*halves, event(finish="stop") + DONE), says(halves[0] + event(finish="stop") + DONE)]
+    _, chunks = await read(model)
+    assert [chunk.text for chunk in chunks] == ["a", "🙂b", ""]
+    assert (await read(model))[0] == "a\ufffd"
+    fake.script = [says(halves[1] + event(finish="stop") + DONE)]
+    assert (await read(model))[0] == "\ufffdb"
+
+
 async def test_comments_garbage_lines_and_events_without_a_choice_change_nothing(fake, model) -> None:
     noise = b": ping\n\nwhatever\n\x00\xff\n" + event(id="x") + b'data: {"choices": [null]}\n\n' + b"event: ping\n\n"
     fake.script = [says(noise, event("Hel"), noise, event("lo") + noise, event(finish="stop"), noise, USAGE, DONE)]

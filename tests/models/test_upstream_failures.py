@@ -70,11 +70,23 @@ async def fails(model, kind, words: str, **sampling) -> None:
         says(event("Hel"), event("lo")[:20]),
         says(event("Hel"), b"data: not json\n\n"),
         says(event("Hel"), b"data: [1]\n\n"),
+        says(event("Hel"), b"data: " + b"[" * 200_000 + b"\n\n"),
         says(event("Hel"), event(finish="error") + DONE),
         says(event("Hel"), b'data: {"error": {"message": "boom", "code": 400}}\n\n' + DONE),
         says(event("Hel"), b"data: " + b"x" * (2 << 20)),
     ],
-    ids=["cut", "cut-in-event", "no-end", "no-end-in-event", "garbage", "no-object", "error", "error-object", "huge"],
+    ids=[
+        "cut",
+        "cut-in-event",
+        "no-end",
+        "no-end-in-event",
+        "garbage",
+        "no-object",
+        "nested",
+        "error",
+        "error-object",
+        "huge",
+    ],
 )
 async def test_an_answer_that_breaks_off_is_a_failure_after_what_was_said_and_not_tried_again(
     fake, model, behaviour

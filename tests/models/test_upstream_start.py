@@ -37,7 +37,8 @@ async def test_readiness_follows_the_server_without_anybody_waiting_for_it(fake,
     monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
     async with opened(fake) as model:
         assert model.ready
-        for broken in (answers(500), answers(401), answers(200, "{"), answers(200, "x" * (5 << 20)), answers(200, {})):
+        bodies = ("{", "[" * 200_000, "x" * (5 << 20), {})
+        for broken in (answers(500), answers(401), *(answers(200, body) for body in bodies)):
             fake.models = broken
             await until(lambda: not model.ready)
             fake.models = answers(200, MODELS)
