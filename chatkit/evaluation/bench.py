@@ -2,11 +2,12 @@
 
 import contextlib
 import itertools
+import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from chatkit.evaluation.bare import BareAnswer, BarePipeline, BareRound
 from chatkit.evaluation.processes import machine_cpu_seconds
 from chatkit.evaluation.report import Report, Spread
 from chatkit.evaluation.served import ServedAnswer, ServedChatkit, ServedRound
+from chatkit.evaluation.sides import greedy
 from chatkit.evaluation.workload import PromptFrame, Workload
-from chatkit.models import sources
+from chatkit.models import local, sources
 from chatkit.release import WindowCutter
 from chatkit.settings import Settings
 
@@ -58,7 +60,7 @@ def bench_engine(settings: Settings, bench: EngineBench, progress: Progress) -> 
         ChatkitError: a side did not start or did not answer.
         InvalidRequest: the prompts cannot be that short.
     """
-    settings = replace(settings, system_prompt=_SYSTEM_PROMPT, policy="monitor", prefix_cache=False, index="")
+    settings = measured_settings(settings)
     frame = PromptFrame(settings)
     prompts = frame.prompts(bench.prompt_tokens, seed=0)
     rows: list[dict[str, Any]] = []
@@ -67,14 +69,34 @@ def bench_engine(settings: Settings, bench: EngineBench, progress: Progress) -> 
         for clients in bench.clients:
             sides.pair(_take(prompts, clients), clients, bare_first=True)  # kernels for these shapes, first connections
             for number in range(bench.rounds):
-                work = _take(prompts, max(_LEAST_TURNS, _TURNS_A_CLIENT * clients))
+                work = _take(prompts, turns_of(clients))
                 bare, served = sides.pair(work, clients, bare_first=number % 2 == 0)
                 row = _row(clients, number, bare, served, frame)
                 rows.append(row | {"others_cores": round(sides.others_cores, 3)})
                 progress(_line(rows[-1]))
     if (busy := statistics.median(row["others_cores"] for row in rows)) > _BUSY:
         progress(f"warning: other processes used {busy:.1f} cores in half of the rounds; use an idle machine")
-    return Report("bench engine", _described(settings, bench), engine_figures(rows), rows)
+    return Report("bench engine", described(settings, bench), engine_figures(rows), rows)
+
+
+def measured_settings(settings: Settings) -> Settings:
+    """Return the settings with what the measurement wants: long answers, all judged and none blocked, no caches."""
+    return replace(settings, system_prompt=_SYSTEM_PROMPT, policy="monitor", prefix_cache=False, index="")
+
+
+def served_settings(settings: Settings) -> dict[str, Any]:
+    """Return those that decide what is measured, by name, as a service of its own is given them."""
+    return {name: getattr(settings, name) for name in (*_SERVED, *_engine_names())}
+
+
+def turns_of(clients: int) -> int:
+    """Return the turns of a round."""
+    return max(_LEAST_TURNS, _TURNS_A_CLIENT * clients)
+
+
+def quiet(row: Mapping[str, Any]) -> bool:
+    """Return whether other processes left the round of a row alone."""
+    return bool(row["others_cores"] <= _BUSY)
 
 
 class _Sides:
@@ -105,13 +127,7 @@ class _Sides:
         return bare, served
 
     def _run_bare(self, work: list[Workload], clients: int) -> BareRound:
-        config = {
-            "max_new_tokens": self.new_tokens,
-            "temperature": 0.0,
-            "repetition_penalty": 1.0,
-            "stop_words": [],
-            "eos_ids": self._eos_ids,
-        }
+        config = greedy(self.new_tokens, self._eos_ids)
         return self._bare.run([one.ids for one in work], clients=clients, config=config)
 
     def _run_served(self, work: list[Workload], clients: int) -> ServedRound:
@@ -125,15 +141,16 @@ class _Sides:
 
 
 def engine_options(settings: Settings, frame: PromptFrame) -> dict[str, object]:
-    """Return what the bare pipeline is loaded with: the same as the service's engine."""
-    return {
-        "model": str(frame.folder),
-        "device": "CPU",
-        "threads": settings.threads,
-        "kv_cache_gb": settings.kv_cache_gb,
-        "max_running": settings.max_running,
-        "prefix_cache": settings.prefix_cache,
-    }
+    """Return what the bare pipeline is loaded with: exactly what the service's engine gives its own worker."""
+    options = local.LocalOptions(**{name: getattr(settings, name) for name in _engine_names()})
+    told: dict[str, object] = json.loads(local.LocalModel(frame.facts, frame.folder, options).command[-1])
+    return told
+
+
+def _engine_names() -> list[str]:
+    """Return the settings that the engine takes."""
+    known = {field.name for field in fields(Settings)}
+    return [field.name for field in fields(local.LocalOptions) if field.name in known]
 
 
 @contextlib.contextmanager
@@ -144,16 +161,13 @@ def _both_sides(settings: Settings, frame: PromptFrame, progress: Progress) -> I
         progress("loading the bare pipeline and the service …")
         bare = BarePipeline(engine_options(settings, frame))
         stack.callback(bare.close)
-        served = ServedChatkit(Path(home), {name: getattr(settings, name) for name in _SERVED})
+        served = ServedChatkit(Path(home), served_settings(settings))
         stack.callback(served.close)
         yield _Sides(bare, served, frame.facts.eos_ids)
 
 
-# The settings that decide what is measured; the service gets them as variables.
-_SERVED = (
-    *("models_dir", "chat_model", "encoder", "encoder_backend", "threads", "kv_cache_gb"),
-    *("max_running", "max_queue", "prefix_cache", "system_prompt", "policy", "gate"),
-)
+# The settings that decide what is measured, beside those of the engine; the service gets them as variables.
+_SERVED = ("models_dir", "chat_model", "encoder", "encoder_backend", "system_prompt", "policy", "gate")
 
 
 def _take(prompts: Iterator[Workload], count: int) -> list[Workload]:
@@ -237,9 +251,9 @@ def engine_figures(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for clients in dict.fromkeys(row["clients"] for row in rows):
         own = [row for row in rows if row["clients"] == clients]
-        quiet = [row for row in own if row["others_cores"] <= _BUSY]
-        figures[f"quiet_rounds@{clients}"] = len(quiet)
-        own = quiet or own
+        undisturbed = [row for row in own if quiet(row)]
+        figures[f"quiet_rounds@{clients}"] = len(undisturbed)
+        own = undisturbed or own
         ratio = Spread.of([row["ratio_to_bare"] for row in own])
         figures[f"ratio_to_bare@{clients}"] = round(ratio.median, 4)
         figures[f"ratio_to_bare_low@{clients}"] = round(ratio.low, 4)
@@ -259,7 +273,8 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
-def _described(settings: Settings, bench: EngineBench) -> dict[str, Any]:
+def described(settings: Settings, bench: EngineBench) -> dict[str, Any]:
+    """Return the settings under which the figures hold."""
     return {
         "clients": list(bench.clients),
         "prompt_tokens": bench.prompt_tokens,

@@ -1,4 +1,4 @@
-"""Processor time of other processes, from /proc; where there is none, nothing is known and everything reads as 0."""
+"""Time and memory of other processes, from /proc; where there is none, nothing is known and everything reads as 0."""
 
 import os
 from pathlib import Path
@@ -21,11 +21,39 @@ def machine_cpu_seconds() -> float:
 
 def children(pid: int) -> list[int]:
     """Return the processes that `pid` has started and that still run."""
+    return [number for number, parent in _parents().items() if parent == pid]
+
+
+def tree(pid: int) -> list[int]:
+    """Return `pid` and every process that descends from it and still runs."""
+    parents, found = _parents(), [pid]
+    for member in found:
+        found += [number for number, parent in parents.items() if parent == member]
+    return found
+
+
+def tree_cpu_seconds(pid: int) -> float:
+    """Return the processor time that `pid` and its descendants have used; what ended ones used is not in it."""
+    return sum(map(cpu_seconds, tree(pid)))
+
+
+def tree_rss_bytes(pid: int) -> int:
+    """Return the resident memory of `pid` and its descendants; pages that two of them share count twice."""
+    return sum(map(_rss_bytes, tree(pid)))
+
+
+def _rss_bytes(pid: int) -> int:
+    fields = _stat(pid)
+    return int(fields[21]) * os.sysconf("SC_PAGE_SIZE") if fields else 0
+
+
+def _parents() -> dict[int, int]:
+    """Return the parent of every process."""
     try:
         numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     except OSError:
-        return []
-    return [number for number in numbers if (fields := _stat(number)) and int(fields[1]) == pid]
+        return {}
+    return {number: int(fields[1]) for number in numbers if (fields := _stat(number))}
 
 
 def _stat(pid: int) -> list[str]:

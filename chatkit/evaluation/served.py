@@ -3,22 +3,22 @@
 import http.client
 import json
 import os
-import queue
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chatkit.errors import EngineFailed, Unavailable
+from chatkit.evaluation.driving import Driven, drive
 from chatkit.evaluation.processes import children, cpu_seconds
 from chatkit.settings import ENV_PREFIX
 
 _READY = re.compile(r"ready after .* on http://([^:]+):(\d+)")
+_CHATKIT = ("-m", "chatkit")
 # A client that waits longer than this has lost its answer. Seconds.
 _TIMEOUT = 120.0
 
@@ -42,13 +42,7 @@ class ServedAnswer:
     timings: Mapping[str, float]
 
 
-@dataclass(frozen=True, slots=True)
-class ServedRound:
-    """Answers in the order of the messages, the wall time of all, and the processor time of each part."""
-
-    seconds: float
-    answers: list[ServedAnswer]
-    cpu_s: Mapping[str, float]
+ServedRound = Driven[ServedAnswer]
 
 
 class ServedChatkit:
@@ -57,18 +51,22 @@ class ServedChatkit:
     Args:
         home: an empty folder; holds the session store.
         settings: name → value for every setting that shall not have its default.
+        program: what Python runs in place of chatkit itself.
+
+    Attributes:
+        address: host and port.
 
     Raises:
         EngineFailed: the service did not come up; the message holds its last words.
     """
 
-    def __init__(self, home: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, home: Path, settings: Mapping[str, Any], *, program: Sequence[str] = _CHATKIT) -> None:
         environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
         environ |= {ENV_PREFIX + name.upper(): str(value) for name, value in settings.items()}
         environ[ENV_PREFIX + "HOME"] = str(home)
         self._log = (home / "serve.log").open("w+", encoding="utf-8")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "chatkit", "serve", "--port", "0", "--index", ""],
+            [sys.executable, *program, "serve", "--port", "0", "--index", ""],
             env=environ,
             cwd=home,
             stdin=subprocess.DEVNULL,
@@ -76,10 +74,15 @@ class ServedChatkit:
             stderr=self._log,
         )
         try:
-            self._address = self._wait()
+            self.address = self._wait()
         except BaseException:
             self.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        """The service's process; the engine's is its child."""
+        return self._process.pid
 
     def _cpu_s(self) -> dict[str, float]:
         """Return the processor time used so far by the engine's process, the service's own, and the clients here."""
@@ -99,33 +102,11 @@ class ServedChatkit:
 
     def run(self, messages: Sequence[str], *, clients: int, new_tokens: int) -> ServedRound:
         """Send every message as a session's first turn, `clients` of them at any time, and read the streams."""
-        waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for at in range(len(messages)):
-            waiting.put(at)
-        connections = [http.client.HTTPConnection(*self._address, timeout=_TIMEOUT) for _ in range(clients)]
-        answers: dict[int, ServedAnswer] = {}
 
-        def client(connection: http.client.HTTPConnection) -> None:
-            while True:
-                try:
-                    at = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                answers[at] = _ask(connection, messages[at], new_tokens)
+        def ask(connection: http.client.HTTPConnection, message: str) -> ServedAnswer:
+            return _ask(connection, message, new_tokens)
 
-        try:
-            for connection in connections:
-                connection.connect()
-            with ThreadPoolExecutor(clients) as pool:
-                before, began = self._cpu_s(), time.perf_counter()
-                for done in [pool.submit(client, connection) for connection in connections]:
-                    done.result()
-                seconds, after = time.perf_counter() - began, self._cpu_s()
-        finally:
-            for connection in connections:
-                connection.close()
-        cpu_s = {part: after[part] - before[part] for part in after}
-        return ServedRound(seconds, [answers[at] for at in range(len(messages))], cpu_s)
+        return drive(self.address, messages, ask, self._cpu_s, clients=clients, timeout_s=_TIMEOUT)
 
     def close(self) -> None:
         """Stop the service and wait for it."""

@@ -44,6 +44,9 @@ class PromptFrame:
         if not mark:
             raise AssertionError("the rendered prompt holds the message")
         self._before = before
+        said = before[before.index(settings.system_prompt) :]
+        #: The system message as the model reads it: the setting and the date that the service puts after it.
+        self.system = said[: min(said.index(mark) for mark in self.facts.special_tokens if mark in said)]
 
     def ids(self, message: str) -> list[int]:
         """Return the token ids of the prompt for `message`."""
