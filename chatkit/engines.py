@@ -28,6 +28,8 @@ async def _open_local(settings: Settings, stack: AsyncExitStack) -> LanguageMode
 
     file = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat", profile=settings.profile)
     options = local.LocalOptions(
+        device=settings.device,
+        precision=settings.precision,
         threads=settings.threads,
         kv_cache_gb=settings.kv_cache_gb,
         max_running=settings.max_running,

@@ -75,6 +75,12 @@ class Settings:
     offload_dir: Path | None = _setting(None, "Folder for weights that fit no memory; <home>/offload when not set.")
     tensor_parallel: int = _setting(1, "Processes that share every layer in the `transformers` engine, one a GPU.")
     cuda_graphs: bool = _setting(False, "Record the steps of the `transformers` engine on its GPU and replay them.")
+    device: str = _setting(
+        "CPU", "Where the `local` engine runs, as OpenVINO names it: CPU, GPU, GPU.1 or AUTO; one that is there."
+    )
+    precision: Literal["fast", "exact"] = _setting(
+        "fast", "Of the `local` engine: eight-bit cache and the machine's fastest arithmetic, or float32 throughout."
+    )
     threads: int = _setting(0, "CPU threads for the engine; 0 takes all cores.")
     kv_cache_gb: int = _setting(1, "Memory for the engine's key-value cache, in GiB.")
     max_running: int = _setting(64, "Generations that run at once; more wait in the queue.")

@@ -23,6 +23,9 @@ FACTS = "chatkit.json"
 # Raised whenever what stands in a converted folder changes.
 LAYOUT = 3
 _MAGIC = b"GGUF"
+# What OpenVINO's reader takes (create_from_gguf in openvino.genai's gguf_modeling.cpp). Mistral, SmolLM2 and others are
+# "llama" to GGUF.
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,7 @@ def _clear(cache: Path) -> None:
 
 
 def _convert(file: Path, folder: Path) -> ModelFacts:
-    _check_header(file)
+    reader = _reader(file)
     free = shutil.disk_usage(folder.parent).free
     needed = int(file.stat().st_size * 2.2)
     if free < needed:
@@ -121,7 +124,7 @@ def _convert(file: Path, folder: Path) -> ModelFacts:
     log.info("converting %s for this machine, once", file.name)
     work = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
-        facts = _write_tokenizers(file, work)
+        facts = _write_tokenizers(file, reader, work)
         _write_weights(file, work)
         sizes = {p.name: p.stat().st_size for p in sorted(work.iterdir())}
         (work / FACTS).write_text(json.dumps({**asdict(facts), "files": sizes}, indent=1), encoding="utf-8")
@@ -134,13 +137,36 @@ def _convert(file: Path, folder: Path) -> ModelFacts:
     return facts
 
 
-def _check_header(file: Path) -> None:
+def _reader(file: Path) -> Any:
+    """Return the file's metadata, its architecture one that can be read."""
     with file.open("rb") as stream:
         magic = stream.read(4)
     if magic != _MAGIC:
         raise BrokenModel(
             f"{str(file)!r} begins with {magic!r}, expected {_MAGIC!r}: it is no GGUF file; run: chatkit models pull"
         )
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise MissingExtra("gguf", "local") from error
+    try:
+        reader = GGUFReader(str(file))
+        architecture = str(reader.fields["general.architecture"].contents())
+    except (ValueError, OSError, KeyError, IndexError, OverflowError) as error:
+        raise _unreadable(file, error) from error
+    if architecture not in ARCHITECTURES:
+        raise BrokenModel(
+            f"{str(file)!r} is of the architecture {architecture!r}, the local engine reads {', '.join(ARCHITECTURES)}"
+            "; name another GGUF file, or choose another engine (CHATKIT_ENGINE)"
+        )
+    return reader
+
+
+def _unreadable(file: Path, error: Exception) -> BrokenModel:
+    return BrokenModel(
+        f"{str(file)!r} cannot be read as GGUF ({_last_line(error)}); it may be truncated; "
+        "run: chatkit models pull --force"
+    )
 
 
 def _write_weights(file: Path, work: Path) -> None:
@@ -155,8 +181,8 @@ def _write_weights(file: Path, work: Path) -> None:
         openvino_genai.ContinuousBatchingPipeline(str(link), scheduler, "CPU", {"enable_save_ov_model": True})
     except RuntimeError as error:
         raise BrokenModel(
-            f"OpenVINO cannot read {str(file)!r} ({_last_line(error)}); it may be truncated or of an unsupported "
-            "architecture; run: chatkit models pull --force, or name another GGUF file"
+            f"OpenVINO cannot read {str(file)!r} ({_last_line(error)}); it may be truncated or hold an unsupported "
+            "quantisation; run: chatkit models pull --force, or name another GGUF file"
         ) from error
     finally:
         link.unlink()
@@ -164,23 +190,18 @@ def _write_weights(file: Path, work: Path) -> None:
         raise BrokenModel(f"OpenVINO read {str(file)!r} but saved no converted form of it; name another GGUF file")
 
 
-def _write_tokenizers(file: Path, work: Path) -> ModelFacts:
+def _write_tokenizers(file: Path, reader: Any, work: Path) -> ModelFacts:
     try:
         import openvino
         import openvino_tokenizers
-        from gguf import GGUFReader
         from transformers import AutoTokenizer
     except ImportError as error:
         raise MissingExtra(error.name or "transformers", "local") from error
 
     try:
-        reader = GGUFReader(str(file))
         tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except (ValueError, OSError, KeyError, IndexError, OverflowError) as error:
-        raise BrokenModel(
-            f"{str(file)!r} cannot be read as GGUF ({_last_line(error)}); it may be truncated; "
-            "run: chatkit models pull --force"
-        ) from error
+        raise _unreadable(file, error) from error
     forward, backward = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)
     openvino.save_model(forward, work / "openvino_tokenizer.xml")
     openvino.save_model(backward, work / "openvino_detokenizer.xml")

@@ -18,6 +18,17 @@ from typing import Any, TextIO
 _REASONS = {"STOP": "stop", "LENGTH": "length"}
 # Below this the most likely token is certain, and the engine's single precision may read 0, which it refuses.
 _LEAST_TEMPERATURE = 1e-4
+# The request that warms the pipeline up; those of the service count from 0.
+_WARM_UP = 2**62
+# What `precision` means, on the CPU and elsewhere. The width of the cache is said: its memory is reckoned from it, and
+# a GGUF file of 16 bits would decide it otherwise.
+_PROPERTIES = {
+    "fast": ({"KV_CACHE_PRECISION": "u8"}, {}),
+    "exact": (
+        {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"},
+        {"INFERENCE_PRECISION_HINT": "f32"},
+    ),
+}
 
 
 class Worker:
@@ -28,6 +39,22 @@ class Worker:
         self._commands = commands
         self._events = events
         self._running: dict[int, Any] = {}
+
+    def warm_up(self) -> None:
+        """Let the pipeline unpack its weights and build its kernels, which it does in its first step."""
+        import numpy
+        import openvino
+        import openvino_genai
+
+        one = openvino_genai.GenerationConfig()
+        one.max_new_tokens = 1
+        one.stop_token_ids = {0}
+        one.eos_token_id = 0
+        token = openvino.Tensor(numpy.zeros((1, 1), dtype=numpy.int64))
+        handle = self._pipeline.add_request(_WARM_UP, token, one)
+        while self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+        del handle  # a request whose handle is gone is cancelled
 
     def run(self) -> None:
         """Work until stdin ends."""
@@ -118,14 +145,31 @@ def open_pipeline(options: dict[str, Any]) -> Any:
     """Load the converted model."""
     import openvino_genai
 
+    device = options["device"]
+    _check_device(device)
     scheduler = openvino_genai.SchedulerConfig()
-    scheduler.cache_size = options["kv_cache_gb"]
+    if options.get("kv_blocks"):
+        scheduler.num_kv_blocks = options["kv_blocks"]
+    else:
+        scheduler.cache_size = max(1, int(options["kv_cache_gb"]))
     scheduler.max_num_seqs = options["max_running"]
     scheduler.enable_prefix_caching = options["prefix_cache"]
-    properties: dict[str, Any] = {}
+    properties: dict[str, Any] = dict(_PROPERTIES[options.get("precision", "fast")][device != "CPU"])
     if options["threads"]:
         properties["INFERENCE_NUM_THREADS"] = options["threads"]
-    return openvino_genai.ContinuousBatchingPipeline(options["model"], scheduler, options["device"], properties)
+    return openvino_genai.ContinuousBatchingPipeline(options["model"], scheduler, device, properties)
+
+
+def _check_device(device: str) -> None:
+    """Refuse a device that is not here; OpenVINO's own words for that name no other."""
+    import openvino
+
+    present = openvino.Core().available_devices
+    family = device.partition(":")[0].partition(".")[0]
+    if device not in present and family not in {name.partition(".")[0] for name in (*present, "AUTO")}:
+        raise RuntimeError(
+            f"device is {device!r}, expected AUTO or one of those present: {', '.join(present)}; set CHATKIT_DEVICE"
+        )
 
 
 def _read_commands(stream: TextIO, commands: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
@@ -149,6 +193,7 @@ def main() -> int:
         events.write('{"ready":true}\n')
         events.flush()
         threading.Thread(target=_read_commands, args=(sys.stdin, commands), daemon=True).start()
+        worker.warm_up()  # after the word that all is ready: a request that comes meanwhile would pay for it anyway
         worker.run()
     except BrokenPipeError:
         return 0  # the service is gone

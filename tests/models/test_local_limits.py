@@ -1,0 +1,220 @@
+"""What the local engine holds to: its cache, its queue, its devices; on tiny models of every architecture it reads."""
+
+import asyncio
+import json
+import queue
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType
+
+from chatkit.errors import BrokenModel, EngineFailed, Overloaded, TooLarge
+from chatkit.models import gguf, kv_cache, local, local_worker
+from chatkit.types import Message, SamplingParams
+from tests.models import tiny_gguf
+
+pytestmark = pytest.mark.anyio
+# The worker, telling on stderr when it begins to warm up and what the cache takes thereafter.
+WATCHED = """
+import sys
+from chatkit.models import local_worker
+real = local_worker.Worker.warm_up
+def watched(self):
+    print("ready", file=sys.stderr)
+    real(self)
+    print("warm", self._pipeline.get_metrics().max_cache_usage > 0, file=sys.stderr)
+local_worker.Worker.warm_up = watched
+sys.exit(local_worker.main())
+"""
+# Bytes of a token of the tiny model: 2 layers of 2 heads of 32, eight bits and their scales.
+TOKEN = 320
+
+
+def tiny(folder: Path, options: local.LocalOptions, architecture: str = "llama", **shape) -> local.LocalModel:
+    file = tiny_gguf.write(folder / "tiny.gguf", architecture, **shape)
+    return local.open_local(file, cache=folder / "cache", options=options)
+
+
+def gib(tokens: int) -> float:
+    """Return the setting that holds `tokens` of the tiny model."""
+    return tokens * TOKEN / 2**30
+
+
+def words(model: local.LocalModel, tokens: int) -> str:
+    """Return a prompt of that many tokens."""
+    text = "x" * tokens
+    assert model.count_tokens(text) == tokens
+    return text
+
+
+async def read(model: local.LocalModel, text: str, *, session: str = "", **sampling) -> tuple[str, int]:
+    """Return how the answer ended and its length."""
+    chunks = [chunk async for chunk in model.generate(text, SamplingParams(**sampling), session=session)]
+    return chunks[-1].finish_reason, sum(chunk.tokens for chunk in chunks)
+
+
+@pytest.fixture
+async def small(tmp_path):
+    """A tiny model whose cache holds 256 tokens."""
+    model = tiny(tmp_path, local.LocalOptions(threads=1, kv_cache_gb=gib(256), max_running=8, max_queue=40))
+    await model.start()
+    yield model
+    await model.close()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head_size", "kind"),
+    [
+        ("llama", 32, GGMLQuantizationType.Q4_0),
+        ("qwen2", 32, GGMLQuantizationType.Q8_0),
+        ("qwen3", 32, GGMLQuantizationType.F16),
+        ("qwen3", 64, GGMLQuantizationType.Q8_0),
+    ],
+)
+async def test_each_architecture_that_is_read_is_converted_and_answers(tmp_path, architecture, head_size, kind) -> None:
+    model = tiny(tmp_path, local.LocalOptions(threads=1), architecture, head_size=head_size, kind=kind)
+    await model.start()
+    text = model.format.render([Message("user", "hello the")])
+    first, second = [await read(model, text, max_new_tokens=6) for _ in range(2)]
+    await model.close()
+    assert first == second
+    assert first[0] in ("length", "stop")
+    assert first[1] > 0
+    assert model.context_window == tiny_gguf.WINDOW
+    assert model.name == f"Tiny {architecture}"
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "phi3", "qwen3moe"])
+def test_another_architecture_is_refused_before_any_work_with_what_is_read(tmp_path, architecture) -> None:
+    with pytest.raises(BrokenModel, match=f"architecture '{architecture}', the local engine reads llama, qwen2, qwen3"):
+        tiny(tmp_path, local.LocalOptions(), architecture)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".convert.lock"]
+
+
+def test_a_model_without_a_template_is_refused_unless_its_format_is_named(tmp_path) -> None:
+    with pytest.raises(BrokenModel, match="CHATKIT_PROMPT_FORMAT"):
+        tiny(tmp_path, local.LocalOptions(), template="")
+    model = tiny(tmp_path, local.LocalOptions(prompt_format="llama2"), template="")
+    text = model.format.render([Message("user", "hello")])
+    assert text == "<|im_start|>[INST] hello [/INST]"
+    start = model.tokenizer.token_to_id("<|im_start|>")
+    assert model.tokenizer.encode(text, add_special_tokens=False).ids[0] == start
+
+
+@pytest.mark.parametrize(
+    ("architecture", "shape", "precision"),
+    [
+        ("llama", {}, "fast"),
+        ("llama", {"kind": GGMLQuantizationType.F16}, "fast"),
+        ("llama", {}, "exact"),
+        ("qwen2", {"layers": 3, "kv_heads": 4}, "fast"),
+        ("qwen3", {"head_size": 64}, "fast"),
+        ("qwen3", {"head_size": 64}, "exact"),
+    ],
+)
+def test_the_cache_takes_the_bytes_that_are_reckoned(tmp_path, architecture, shape, precision) -> None:
+    file = tiny_gguf.write(tmp_path / "tiny.gguf", architecture, **shape)
+    folder, facts = gguf.converted(file, cache=tmp_path / "cache")
+    options = {"model": str(folder), "device": "CPU", "threads": 1, "kv_blocks": 8, "max_running": 4}
+    pipeline = local_worker.open_pipeline({**options, "precision": precision, "prefix_cache": True})
+    with open(tmp_path / "events", "w") as events:
+        local_worker.Worker(pipeline, queue.SimpleQueue(), events).warm_up()
+    block = kv_cache.block_bytes(
+        layers=facts.layers, kv_heads=facts.kv_heads, head_size=facts.head_size, precision=precision
+    )
+    assert pipeline.get_metrics().cache_size_in_bytes == 8 * block
+
+
+def test_a_cache_that_holds_less_than_the_model_shortens_the_window_and_says_so(tmp_path, caplog) -> None:
+    model = tiny(tmp_path, local.LocalOptions(kv_cache_gb=gib(256)))
+    assert model.cache_tokens == model.context_window == 256
+    assert "holds 256 tokens, fewer than the 512 of the model; raise CHATKIT_KV_CACHE_GB" in caplog.text
+
+
+async def test_a_burst_that_is_larger_than_the_cache_is_answered_to_the_last(small) -> None:
+    texts = [f"{n:02d}" + words(small, 60) for n in range(24)]
+    ended = await asyncio.gather(*(read(small, text, max_new_tokens=34) for text in texts))
+    assert {reason for reason, _ in ended} <= {"length", "stop"}
+    alone = [await read(small, text, max_new_tokens=34) for text in texts[:4]]
+    assert alone == ended[:4]
+
+
+async def test_what_fills_the_cache_to_its_last_token_is_taken_and_one_more_is_not(small) -> None:
+    with pytest.raises(
+        TooLarge, match=r"may take 257 tokens, the engine's key-value cache holds 256; raise kv_cache_gb"
+    ):
+        small.generate(words(small, 200), SamplingParams(max_new_tokens=57))
+    reason, tokens = await read(small, words(small, 200), max_new_tokens=56)
+    assert reason in ("length", "stop")
+    assert 0 < tokens <= 56
+    assert small.ready
+
+
+async def test_a_flood_of_one_session_does_not_starve_another(small) -> None:
+    ended: list[str] = []
+
+    async def ask(session: str) -> None:
+        await read(small, words(small, 100), session=session, max_new_tokens=120)
+        ended.append(session)
+
+    flood = [asyncio.create_task(ask("flood")) for _ in range(20)]
+    await asyncio.sleep(0)
+    other = [asyncio.create_task(ask("other")) for _ in range(2)]
+    await asyncio.gather(*flood, *other)
+    places = [place for place, session in enumerate(ended) if session == "other"]
+    assert places[0] <= 3  # one runs, then they take turns
+    assert places[1] <= 5
+
+
+async def test_what_waits_is_bounded_and_what_was_given_up_says_so(small) -> None:
+    tasks = [asyncio.create_task(read(small, words(small, 150), session="flood", max_new_tokens=60)) for _ in range(48)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="48 generations are running or waiting"):
+        small.generate(words(small, 10), SamplingParams(max_new_tokens=1), session="flood")
+    other = asyncio.create_task(read(small, words(small, 10), session="other", max_new_tokens=1))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="other sessions are waiting"):
+        await tasks[-1]
+    assert (await other)[1] == 1
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert (await read(small, words(small, 10), max_new_tokens=1))[1] == 1
+
+
+async def test_one_that_is_cancelled_while_it_waits_never_reaches_the_engine(small) -> None:
+    running = small.generate(words(small, 100), SamplingParams(max_new_tokens=120))
+    waiting = small.generate(words(small, 100), SamplingParams(max_new_tokens=120))
+    waiting.cancel()
+    assert [chunk.finish_reason async for chunk in waiting] == ["aborted"]
+    total = sum([chunk.tokens async for chunk in running])
+    assert small.tokens_made == total
+
+
+async def test_a_device_that_is_not_there_is_refused_with_those_that_are(tmp_path) -> None:
+    model = tiny(tmp_path, local.LocalOptions(device="GPU.7", kv_cache_gb=1))
+    assert model.cache_tokens > 0
+    with pytest.raises(EngineFailed, match=r"device is 'GPU.7', expected AUTO or one of those present: CPU") as caught:
+        await model.start()
+    assert "CHATKIT_DEVICE" in str(caught.value)
+    await model.close()
+
+
+@pytest.mark.parametrize(("device", "precision"), [("AUTO", "fast"), ("AUTO", "exact"), ("CPU", "exact")])
+async def test_other_ways_to_run_answer_too(tmp_path, device, precision) -> None:
+    model = tiny(tmp_path, local.LocalOptions(device=device, precision=precision, threads=1))
+    await model.start()
+    assert (await read(model, words(model, 20), max_new_tokens=3))[1] > 0
+    await model.close()
+
+
+async def test_the_engine_says_that_it_is_ready_and_then_warms_up(tmp_path) -> None:
+    file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
+    folder, _facts = gguf.converted(file, cache=tmp_path / "cache")
+    options = {"model": str(folder), "device": "CPU", "threads": 1, "kv_blocks": 8, "max_running": 4}
+    command = [sys.executable, "-c", WATCHED, json.dumps({**options, "prefix_cache": True})]
+    done = await asyncio.to_thread(subprocess.run, command, input="", capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, '{"ready":true}\n'), done.stderr
+    assert done.stderr.split() == ["ready", "warm", "True"]
