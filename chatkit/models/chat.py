@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from chatkit.errors import BrokenModel, ConfigError
 from chatkit.models import parallel
+from chatkit.models.admission import Admission
 from chatkit.models.chat_convert import dequantized
+from chatkit.models.chat_embedder import ChatEmbedder
 from chatkit.models.chat_facts import ChatFacts, read_facts
 from chatkit.models.engine import EngineModel, load_tokenizer
 from chatkit.prompt_formats import chosen
@@ -58,6 +60,9 @@ class ChatOptions:
 class ChatModel(EngineModel):
     """A causal model of transformers in an engine process; see EngineModel.
 
+    Attributes:
+        embedder: makes vectors of texts with the same weights; implements `protocols.Embedder`.
+
     Raises:
         BrokenModel: the folder is not whole, or its tokenizer has more tokens than the model.
         ConfigError: the ranks do not divide the heads, or two options exclude each other.
@@ -92,8 +97,10 @@ class ChatModel(EngineModel):
             ),
             tokenizer=tokenizer,
             most_live=options.max_running + options.max_queue,
+            admission=Admission(options.max_running, options.max_queue),
         )
         self.facts = facts
+        self.embedder = ChatEmbedder(self)
 
 
 def open_chat(path: Path, *, cache: Path, options: ChatOptions, name: str) -> ChatModel:

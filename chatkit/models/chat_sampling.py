@@ -50,6 +50,7 @@ class Sampler:
             self.seen.add(token)
 
 
+@torch.inference_mode()
 def choose(logits: Tensor, samplers: Sequence[Sampler]) -> list[int | None]:
     """Return each row's next token; None where the logits are not numbers.
 

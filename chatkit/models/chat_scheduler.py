@@ -107,10 +107,7 @@ class Scheduler:
         if room < 1:
             text = f"the prompt has {len(ids)} tokens, the model holds {self._limits.window} with the answer; send less"
             return self._fail(number, "invalid", text)
-        try:
-            stop = RowStop(self._tokenizer, config["stop_words"])
-        except UnicodeEncodeError:
-            return self._fail(number, "invalid", "a stop word is no valid text; change it")
+        stop = RowStop(self._tokenizer, config["stop_words"])
         row = Row(number, ids, room, frozenset(config["eos_ids"]), Sampler.of(config, ids), stop)
         if row.length > self._limits.cache_tokens:
             text = (

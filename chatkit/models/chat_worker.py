@@ -29,6 +29,9 @@ def main() -> int:
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle; it closes stdin when done
+    # Read once by torch's OpenMP. A thread that spins while it waits takes the core that the others, the service or
+    # another rank would finish on: on two busy cores a step took four times as long, a prompt seven times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.setswitchinterval(0.0005)  # the reader of commands should not wait long for a turn
 
     def fatal(why: str) -> None:
