@@ -101,7 +101,10 @@ def measure(clients: tuple[int, ...], new_tokens: int, rounds: int) -> Report:
             runs.measure(many, new_tokens, rounds)
     if failed:
         raise SystemExit(f"error: {'; '.join(failed.values())}")
-    return Report("loss", bench.described(settings, wanted), loss_figures(runs.rows, new_tokens), runs.rows)
+    described = bench.described(settings, wanted) | {"door": "POST /v1/chat/completions, events, loopback"}
+    for differs in ("store", "gate", "policy"):
+        described[differs] = "as its name says, for each side"
+    return Report("loss", described, loss_figures(runs.rows, new_tokens), runs.rows)
 
 
 def said(line: str) -> None:

@@ -67,9 +67,13 @@ def cells(report: dict[str, Any]) -> list[Cell]:
 
 
 def in_order(reports: Iterable[dict[str, Any]]) -> list[Cell]:
-    """Return the cells of all answers, shortest answers and fewest clients first, chatkit before its peers."""
-    every = [cell for report in reports for cell in cells(report)]
-    return sorted(every, key=lambda cell: (cell.new_tokens, cell.clients, cell.engine != "chatkit"))
+    """Return the cells of all answers, shortest answers and fewest clients first, in each chatkit before its peers.
+
+    Answers that share a setting stay apart: chatkit stands in each, beside the peers that took turns with it.
+    """
+    every = [(at, cell) for at, report in enumerate(reports) for cell in cells(report)]
+    every.sort(key=lambda one: (one[1].new_tokens, one[1].clients, one[0], one[1].engine != "chatkit"))
+    return [cell for _, cell in every]
 
 
 def markdown(reports: Sequence[dict[str, Any]]) -> str:
@@ -145,7 +149,7 @@ def _bar(cell: Cell, y: int, scale: float) -> list[str]:
         f'<rect class="{"own" if own else "peer"}" x="{_LEFT}" y="{y}" width="{cell.speed * scale:.1f}" '
         f'height="{_BAR}" rx="2"/>',
         f'<line class="spread" x1="{low}" x2="{high}" y1="{middle}" y2="{middle}"/>',
-        f'<text x="{high + 8}" y="{middle + 4.5}">{cell.speed:.0f} tokens/s</text>',
+        f'<text x="{high + 8}" y="{middle + 4.5}">{cell.speed:.{0 if cell.speed >= 10 else 1}f} tokens/s</text>',
     ]
 
 

@@ -1,21 +1,13 @@
-import importlib.util
 import json
 import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "table.py"
-
 
 @pytest.fixture(scope="module")
-def table():
-    spec = importlib.util.spec_from_file_location("bench_table", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_table"] = module
-    spec.loader.exec_module(module)
-    return module
+def table(benchmark_script):
+    return benchmark_script("table")
 
 
 def side(prefix, tail, speed):
@@ -81,3 +73,13 @@ def test_the_script_reads_files_prints_the_table_and_writes_the_picture(table, r
     answer.write_text(json.dumps(report | {"figures": {}}), encoding="utf-8")
     with pytest.raises(SystemExit, match="there are no figures in these files"):
         table.main()
+
+
+def test_runs_that_share_a_setting_stand_one_after_the_other_each_with_its_own_chatkit(table, report):
+    other = json.loads(json.dumps(report).replace("vllm-cpu", "generate"))
+    assert [cell.engine for cell in table.in_order([report, other])] == [
+        "chatkit",
+        "vllm-cpu",
+        "chatkit",
+        "generate",
+    ] * 3
