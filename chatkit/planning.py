@@ -17,6 +17,8 @@ from chatkit.types import ChatRequest, ModerationResult, Passage, Turn
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
 # A message this short is likely to lean on the one before it. Words.
 _SHORT_MESSAGE = 6
+# Messages of one request that are checked side by side: a long history must not fill the encoder for everybody else.
+_CHECKS_AT_ONCE = 8
 # Messages of a conversation that the caller keeps; each is checked, so their number is bounded.
 _MAX_HISTORY = 1024
 
@@ -123,21 +125,30 @@ class Planner:
 
     async def _check_input(self, request: ChatRequest, watch: "Stopwatch") -> ModerationResult:
         """Check everything that nobody has checked yet: the message, and what the caller says was before it."""
-        texts = [message.content for message in request.history or ()]
-        texts = [text for text in (request.instructions, *texts) if text.strip()]
-        checks = (release.checked(self._moderator, text, direction="input") for text in (*texts, request.text))
-        *before, verdict = await asyncio.gather(*checks)
+        kept = (request.instructions, *(message.content for message in request.history or ()))
+        texts = [request.text, *(text for text in kept if text.strip())]
+        verdicts: list[ModerationResult] = []
+        for start in range(0, len(texts), _CHECKS_AT_ONCE):
+            part = texts[start : start + _CHECKS_AT_ONCE]
+            checks = (release.checked(self._moderator, text, direction="input") for text in part)
+            verdicts += await asyncio.gather(*checks)
+            if any(verdict.flagged for verdict in verdicts):
+                break
         watch.mark("moderation_input")
-        worst = next((v for v in before if v.flagged), None) or next((v for v in before if v.unavailable), None)
-        return verdict if verdict.flagged or worst is None else worst
+        flagged = next((verdict for verdict in verdicts if verdict.flagged), None)
+        return flagged or next((verdict for verdict in verdicts if verdict.unavailable), verdicts[0])
 
     async def _search(
         self, request: ChatRequest, conversation: Conversation, watch: "Stopwatch"
     ) -> tuple[Passage, ...]:
         asked = request.retrieval
-        if self._retriever is None or not asked.enabled:
+        if not asked.enabled:
             if asked.index is not None:
-                raise NotFound(f"there is no index {asked.index!r} here, retrieval is off")
+                raise InvalidRequest(f"the index {asked.index!r} is named and retrieval is turned off, expected one")
+            return ()
+        if self._retriever is None:
+            if asked.index is not None:
+                raise NotFound(f"there is no index {asked.index!r}: this service answers without any")
             return ()
         query = search_query(conversation, request.text)
         passages = await self._retriever.search(query, k=asked.k, index=asked.index)

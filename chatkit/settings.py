@@ -164,8 +164,9 @@ class Settings:
             object.__setattr__(self, "api_key", _key_in(self.api_key_file.expanduser(), "api_key"))
         if self.upstream_key is None and self.upstream_key_file is not None:
             object.__setattr__(self, "upstream_key", _key_in(self.upstream_key_file.expanduser(), "upstream_key"))
-        key_ok = self.api_key is None or (self.api_key != "" and self.api_key.strip() == self.api_key)
-        _require(key_ok, "api_key", self.api_key, "a key that is not empty, without spaces around it")
+        key = self.api_key
+        key_ok = key is None or (key != "" and key.strip() == key and key.isascii() and key.isprintable())
+        _require(key_ok, "api_key", key, "a key of ASCII letters, digits and signs, without spaces around it")
         _check_upstream(self)
         _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
         _require(not set(self.index) & set("/\\\0"), "index", self.index, "a name without slashes")

@@ -69,7 +69,7 @@ CATCH_ALL = {
     ("chatkit.release", "checked"),
     ("chatkit.turns", "drive"),
     ("chatkit.retrieval.encoder", "_load_tokenizer"),
-    ("chatkit.retrieval.encoder", "_round"),
+    ("chatkit.retrieval.encoder", "_encode"),
 }
 
 

@@ -77,6 +77,26 @@ async def test_a_history_that_is_flagged_refuses_the_turn(history) -> None:
     assert service.model.prompts == []
 
 
+async def test_a_long_history_is_checked_a_few_messages_at_a_time() -> None:
+    running, most = 0, 0
+
+    class Counting(KeywordModerator):
+        async def check(self, text, *, direction, before=""):
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0)
+            running -= 1
+            return await super().check(text, direction=direction, before=before)
+
+    moderator = Counting()
+    service = service_with(["Hi."], moderator=moderator)
+    history = tuple(Message(role, f"{role} {number}") for number in range(40) for role in ("user", "assistant"))
+    await service.reply(ask(history=history))
+    assert {text for direction, text in moderator.checked if direction == "input"} >= {m.content for m in history}
+    assert most <= 8
+
+
 @pytest.mark.parametrize(
     ("request_", "kind", "words"),
     [

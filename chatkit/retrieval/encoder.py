@@ -20,6 +20,8 @@ Vectors = NDArray[np.float32]
 # Texts that one caller gets into a round; the rest of a large job waits for the next, so that a query is never behind
 # a whole index build.
 _SLICE = 64
+# Texts after which no further job joins a round, so that a crowd of callers does not make each of them wait for all.
+_ROUND = 128
 # Padded tokens of one forward pass: past this a larger batch is no faster on a CPU.
 _BATCH_TOKENS = 4096
 # A longer text opens a batch of its own when joining would pad the others by more tokens than this in all.
@@ -140,14 +142,21 @@ class MeanPoolingEncoder:
             except queue.Empty:
                 pass
             waiting = [job for job in waiting if not job.done.cancelled()]
-            self._round(waiting)
-            waiting = [job for job in waiting if not job.settle()]
+            served = self._round(waiting)
+            waiting = [job for job in [*waiting[served:], *waiting[:served]] if not job.settle()]
 
-    def _round(self, jobs: "list[_Job]") -> None:
-        """Encode the next slice of every job together."""
-        rows = [(job, index) for job in jobs for index in job.next_slice()]
-        if not rows:
-            return
+    def _round(self, jobs: "list[_Job]") -> int:
+        """Encode the next slice of the first jobs together, and return how many: the others are first in the next."""
+        rows: list[tuple[_Job, int]] = []
+        served = 0
+        while served < len(jobs) and len(rows) < _ROUND:
+            rows += [(jobs[served], index) for index in jobs[served].next_slice()]
+            served += 1
+        if rows:
+            self._encode(jobs[:served], rows)
+        return served
+
+    def _encode(self, jobs: "list[_Job]", rows: "list[tuple[_Job, int]]") -> None:
         try:
             tokens = self._tokenizer.encode_batch_fast([job.texts[index] for job, index in rows])
             ids = [row.ids for row in tokens]

@@ -118,7 +118,7 @@ class ChatApp:
         if encoder is None:
             raise errors.NotFound("there is no encoder here, so no vectors either")
         answer = await _unless_gone(request, openai_embeddings.embeddings(raw, encoder))
-        return _NOBODY if answer is None else JSONResponse(answer)
+        return _NOBODY if answer is None else Response(answer, media_type="application/json")
 
     async def models(self, request: Request, owner: Owner) -> Response:
         """The chat model and the encoder, in OpenAI's shape; one of them where the path names it."""

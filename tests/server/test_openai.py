@@ -164,6 +164,38 @@ async def test_what_is_not_known_is_named_and_what_asks_for_nothing_is_not(door)
         assert "x-chatkit-ignored" not in plain.headers
 
 
+async def test_a_field_that_is_null_counts_as_left_out(door) -> None:
+    names = ("model", "stream", "stop", "n", "user", "tools", "no_retrieval", "k", "seed", "metadata", "logprobs")
+    async with door(["Hi."]) as (site, _):
+        body = {"messages": QUESTION, "stream_options": {"include_usage": None}, **dict.fromkeys(names)}
+        answer = await site.client.post("/v1/chat/completions", json=body)
+        assert (answer.status_code, "x-chatkit-ignored" in answer.headers) == (200, False)
+
+
+async def test_names_of_fields_cannot_write_headers(door) -> None:
+    odd = ["日本", "x\r\nset-cookie: a=b", "x\0y", "n" * 60_000]
+    async with door(["Hi."]) as (site, _):
+        body = {"messages": QUESTION, **dict.fromkeys(odd, 1), **{f"f{n:02}": 1 for n in range(30)}}
+        answer = await site.client.post("/v1/chat/completions", json=body)
+        listed = answer.headers["x-chatkit-ignored"]
+        assert listed == ", ".join(f"f{n:02}" for n in range(20)) + ", and 14 more"
+        assert "set-cookie" not in answer.headers
+
+
+async def test_a_whole_number_may_be_written_with_a_point(door) -> None:
+    async with door(["one ", "two ", "three "]) as (_, client):
+        made = await client.chat.completions.create(model="scripted", messages=QUESTION, max_tokens=2.0)
+        assert made.usage.completion_tokens == 2
+
+
+async def test_naming_an_index_and_turning_retrieval_off_contradict_each_other(door) -> None:
+    async with door(["Hi."]) as (site, _):
+        body = {"messages": QUESTION, "index": "other", "no_retrieval": True}
+        answer = await site.client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 400
+        assert "'other' is named and retrieval is turned off" in answer.json()["error"]["message"]
+
+
 BAD = [
     ({}, "'messages' is missing"),
     ({"messages": []}, "the last of messages is missing, expected a user's"),
@@ -173,8 +205,11 @@ BAD = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "expected parts of type 'text'"),
     ({"messages": [{"role": "user", "content": None}]}, "'messages.0.content' is None, expected text"),
     ({"messages": [{"role": "user", "content": "  "}]}, "the message is empty"),
-    ({"messages": QUESTION, "n": 2}, "'n' is 2, which is not done here, expected 1"),
-    ({"messages": QUESTION, "tools": [{"type": "function"}]}, "'tools' is [{'type': 'function'}]"),
+    ({"messages": QUESTION, "n": 2}, "'n' is 2, which is not done here; expected 1"),
+    (
+        {"messages": QUESTION, "tools": [{"type": "function"}]},
+        "'tools' is [{'type': 'function'}], which is not done here; leave it out",
+    ),
     ({"messages": QUESTION, "response_format": {"type": "json_object"}}, "'response_format' is"),
     ({"messages": QUESTION, "temperature": 3}, "temperature is 3.0, expected a number from 0.0 to 2.0"),
     ({"messages": QUESTION, "max_tokens": 0}, "max_new_tokens is 0"),

@@ -1,17 +1,28 @@
 """Reading a JSON body against a schema: every fault is one line with the field, its value and what was expected."""
 
 import json
-from typing import Any, Never, TypeVar, get_args
+from typing import Annotated, Any, Never, TypeVar, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from chatkit.errors import InvalidRequest
 
 B = TypeVar("B", bound=BaseModel)
 
 
-def read(raw: bytes, schema: type[B], *, example: str) -> B:
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# A whole number; some clients write 8 as 8.0.
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+def read(raw: bytes, schema: type[B], *, example: str, drop_null: bool = False) -> B:
     """Read a body.
+
+    Args:
+        drop_null: a null field counts as left out; where clients write every field they know.
 
     Raises:
         InvalidRequest: naming the first thing that is wrong.
@@ -28,10 +39,18 @@ def read(raw: bytes, schema: type[B], *, example: str) -> B:
         raise InvalidRequest(f"the body is nested too deeply, expected an object such as {example}") from None
     if not isinstance(table, dict):
         raise InvalidRequest(f"the body is {short(table)}, expected an object such as {example}")
+    if drop_null:
+        table = _without_null(table)
     try:
         return schema.model_validate(table)
     except ValidationError as error:
         raise InvalidRequest(_explain(error, schema, example)) from None
+
+
+def _without_null(table: dict[str, Any]) -> dict[str, Any]:
+    """Leave out null fields, of inner objects too; what stands in lists is left as it is."""
+    kept = {name: value for name, value in table.items() if value is not None}
+    return {name: _without_null(value) if isinstance(value, dict) else value for name, value in kept.items()}
 
 
 def short(value: object) -> str:

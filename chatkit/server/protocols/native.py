@@ -33,14 +33,14 @@ class _Parameters(BaseModel):
     request_id: str | None = None
     no_retrieval: bool = False
     stream: bool = False
-    k: int | None = None
+    k: bodies.Whole | None = None
     index: str | None = None
-    max_new_tokens: int | None = None
+    max_new_tokens: bodies.Whole | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: bodies.Whole | None = None
     repetition_penalty: float | None = None
-    seed: int | None = None
+    seed: bodies.Whole | None = None
     stop: list[str] | None = None
 
 

@@ -6,6 +6,7 @@ known here are named in the header `x-chatkit-ignored`.
 """
 
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -36,6 +37,8 @@ EXAMPLE = '{"messages": [{"role": "user", "content": "Hello"}]}'
 # OpenAI's names for how an answer ended; its time limit reads as a length.
 FINISH = {"stop": "stop", "length": "length", "deadline": "length", "content_filter": "content_filter"}
 _SIDES = ("user", "assistant")
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_MOST_LISTED = 20
 # What chatkit cannot do, and the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -88,18 +91,18 @@ class _Body(BaseModel):
     model: str | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: bodies.Whole | None = None
+    max_completion_tokens: bodies.Whole | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_k: int | None = None
+    top_k: bodies.Whole | None = None
     repetition_penalty: float | None = None
-    seed: int | None = None
+    seed: bodies.Whole | None = None
     stop: str | list[str] | None = None
     session_id: str | None = None
     request_id: str | None = None
     no_retrieval: bool = False
-    k: int | None = None
+    k: bodies.Whole | None = None
     index: str | None = None
 
 
@@ -109,9 +112,9 @@ class ChatCompletion:
     media_type = SSE
 
     def __init__(self, raw: bytes, owner: Owner, headers: Mapping[str, str], defaults: Defaults) -> None:
-        body = bodies.read(raw, _Body, example=EXAMPLE)
-        ignored = sorted(name for name, value in (body.model_extra or {}).items() if _changes_nothing(name, value))
-        self.headers: Mapping[str, str] = {IGNORED: ", ".join(ignored)} if ignored else {}
+        body = bodies.read(raw, _Body, example=EXAMPLE, drop_null=True)
+        ignored = [name for name, value in (body.model_extra or {}).items() if _changes_nothing(name, value)]
+        self.headers: Mapping[str, str] = {IGNORED: _listed(ignored)} if ignored else {}
         self.stream = bool(body.stream)
         self.model = check_model(body.model, defaults.model)
         self.request = _request(body, owner, headers, defaults)
@@ -225,10 +228,18 @@ def _changes_nothing(name: str, value: Any) -> bool:
     """
     if name not in NEUTRAL:
         return True
-    if value is not None and value not in NEUTRAL[name]:
-        allowed = " or ".join(map(repr, NEUTRAL[name])) or "nothing"
-        raise InvalidRequest(f"{name!r} is {bodies.short(value)}, which is not done here, expected {allowed}")
+    if value not in NEUTRAL[name]:
+        words = " or ".join(repr(value) for value in NEUTRAL[name] if not isinstance(value, list | dict))
+        expected = f"expected {words}" if words else "leave it out"
+        raise InvalidRequest(f"{name!r} is {bodies.short(value)}, which is not done here; {expected}")
     return False
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return field names for a header: whatever else a caller may have put there is counted, not copied."""
+    plain = sorted(name for name in names if _PLAIN.fullmatch(name))[:_MOST_LISTED]
+    more = len(names) - len(plain)
+    return ", ".join([*plain, f"and {more} more"] if more else plain)
 
 
 def check_model(named: str | None, *known: str) -> str:

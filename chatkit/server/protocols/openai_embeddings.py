@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from typing import Any, Literal
 
 import numpy as np
@@ -23,18 +24,18 @@ class _Body(BaseModel):
     input: Any
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    dimensions: bodies.Whole | None = None
     truncate: bool = False
 
 
-async def embeddings(raw: bytes, encoder: Embedder) -> dict[str, Any]:
-    """Return the answer to one request: a list of L2-normalised vectors, in the order of its input.
+async def embeddings(raw: bytes, encoder: Embedder) -> bytes:
+    """Return the JSON answer to one request: a list of L2-normalised vectors, in the order of its input.
 
     Raises:
         InvalidRequest: the body, or a text that is empty or longer than the encoder reads, naming it.
         NotFound: the model is not the encoder's.
     """
-    body = bodies.read(raw, _Body, example=EXAMPLE)
+    body = bodies.read(raw, _Body, example=EXAMPLE, drop_null=True)
     name = check_model(body.model, encoder.name)
     texts = _texts(body)
     if body.dimensions not in (None, encoder.dim):
@@ -48,15 +49,17 @@ async def embeddings(raw: bytes, encoder: Embedder) -> dict[str, Any]:
         )
     vectors = await encoder.encode(texts)
     read = sum(min(length, encoder.max_tokens) for length in lengths)
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": at, "embedding": _written(row, body.encoding_format)}
-            for at, row in enumerate(vectors)
-        ],
-        "model": name,
-        "usage": {"prompt_tokens": read, "total_tokens": read},
-    }
+    head = {"object": "list", "model": name, "usage": {"prompt_tokens": read, "total_tokens": read}}
+    return await asyncio.to_thread(_answer, head, vectors, body.encoding_format)
+
+
+def _answer(head: dict[str, Any], vectors: Any, form: str) -> bytes:
+    """Write the answer, row by row: one large call to the JSON writer would keep every other thread waiting."""
+    rows = (
+        json.dumps({"object": "embedding", "index": at, "embedding": _written(row, form)})
+        for at, row in enumerate(vectors)
+    )
+    return f'{json.dumps(head)[:-1]}, "data": [{", ".join(rows)}]}}'.encode()
 
 
 def _texts(body: _Body) -> list[str]:
@@ -80,5 +83,6 @@ def _texts(body: _Body) -> list[str]:
 def _written(row: Any, form: str) -> list[float] | str:
     """Return a vector as numbers, or as base64 of its little-endian 32-bit floats."""
     if form == "float":
-        return [float(value) for value in row]
+        numbers: list[float] = row.tolist()
+        return numbers
     return base64.b64encode(np.asarray(row, "<f4").tobytes()).decode("ascii")
