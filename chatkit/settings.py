@@ -32,8 +32,9 @@ class Secret(str):
         return "Secret('***')"
 
 
-def _setting(default: Any, text: str, *, secret: bool = False) -> Any:
-    return field(default=default, metadata={"help": text, "secret": secret})
+def _setting(default: Any, text: str, *, secret: bool = False, empty: bool = False) -> Any:
+    """Return a field; `empty` where an empty variable is a value and not the same as none."""
+    return field(default=default, metadata={"help": text, "secret": secret, "empty": empty})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,9 @@ class Settings:
     deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
     history_turns: int = _setting(64, "Newest turns read for a prompt.")
 
-    index: str = _setting("docs", "Name of the index to answer from; empty for none.")
+    index: str = _setting("docs", "Name of the index to answer from; empty for none.", empty=True)
     request_indexes: str = _setting(
-        "*", "Indexes a request may name, separated by commas; `*` for all, empty for none."
+        "*", "Indexes a request may name, separated by commas; `*` for all, empty for none.", empty=True
     )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
@@ -290,7 +291,7 @@ def load_settings(
     values = _from_file(_config_file(file, environ), known)
     for name, spec in known.items():
         raw = environ.get(ENV_PREFIX + name.upper())
-        if raw is not None and raw != "":
+        if raw is not None and (raw or spec.metadata["empty"]):
             values[name] = _parse(spec, raw, f"{ENV_PREFIX}{name.upper()}")
     for name, value in (flags or {}).items():
         if value is not None:

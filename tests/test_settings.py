@@ -32,6 +32,11 @@ def test_an_empty_variable_counts_as_not_set(toml) -> None:
     assert load_settings(environ={"CHATKIT_PORT": ""}, file=toml("port = 9")).port == 9
 
 
+def test_where_empty_is_a_value_an_empty_variable_is_it() -> None:
+    made = load_settings(environ={"CHATKIT_INDEX": "", "CHATKIT_REQUEST_INDEXES": ""})
+    assert (made.index, made.request_indexes) == ("", "")
+
+
 def test_the_file_is_named_by_a_flag_by_a_variable_or_lies_here(toml, tmp_path, monkeypatch) -> None:
     file = toml("port = 7")
     assert load_settings(environ={"CHATKIT_CONFIG": str(file)}).port == 7

@@ -73,7 +73,7 @@ async def test_errors_before_the_first_event_keep_their_status(open_site, monkey
         body = {"inputs": "Hello", "stream": True}
         for error in (Overloaded("queue full"), EngineFailed("gone")):
 
-            def refuse(prompt, sampling, error=error):
+            def refuse(prompt, sampling, *, session, error=error):
                 raise error
 
             monkeypatch.setattr(site.model, "generate", refuse)

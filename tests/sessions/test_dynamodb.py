@@ -282,24 +282,34 @@ async def test_no_message_answer_or_key_is_logged_at_any_level(store, caplog) ->
 async def test_many_processes_at_once_number_one_session_without_holes(dynamodb, table, store) -> None:
     script = """
 import asyncio, sys
+from chatkit.errors import StoreFailed
 from chatkit.protocols import NewTurn, Outcome
 from chatkit.sessions.dynamodb import DynamoDBStore
 from chatkit.types import Owner
+async def asked_again(call):
+    for _ in range(9):  # as a client does when a busy machine spends a call's budget
+        try:
+            return await call()
+        except StoreFailed:
+            pass
+    return await call()
 async def main(name, table, endpoint):
     store = DynamoDBStore(table, endpoint=endpoint)
     async def writer(part):
         for n in range(10):
-            newest = (await store.load(Owner(), "my-session", limit=4)).newest
-            turn = NewTurn(Owner(), "my-session", f"request-{name}-{part}-{n}", "q", 1, after=newest)
-            await store.finish((await store.accept(turn)).ticket, Outcome("complete", "stop", name))
+            async def accepted():
+                newest = (await store.load(Owner(), "my-session", limit=4)).newest
+                turn = NewTurn(Owner(), "my-session", f"request-{name}-{part}-{n}", "q", 1, after=newest)
+                return (await store.accept(turn)).ticket
+            ticket = await asked_again(accepted)
+            await asked_again(lambda: store.finish(ticket, Outcome("complete", "stop", name)))
     await asyncio.gather(writer(1), writer(2))
     store.close()
 asyncio.run(main(*sys.argv[1:]))
 """
     writers = [python(script, name, table, dynamodb) for name in "abc"]
-    for writer in writers:
-        _, complaints = writer.communicate(timeout=120)
-        assert writer.returncode == 0, complaints
+    ended = [(writer.communicate(timeout=120)[1], writer.returncode) for writer in writers]
+    assert [code for _, code in ended] == [0, 0, 0], ended
     turns = (await store.load(OWNER, "my-session", limit=99)).turns
     assert [turn.seq for turn in turns] == list(range(1, 61))
     assert Counter(turn.assistant for turn in turns) == {"a": 20, "b": 20, "c": 20}
