@@ -3,6 +3,7 @@
 import asyncio
 import json
 import queue
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -218,3 +219,27 @@ async def test_the_engine_says_that_it_is_ready_and_then_warms_up(tmp_path) -> N
     done = await asyncio.to_thread(subprocess.run, command, input="", capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, '{"ready":true}\n'), done.stderr
     assert done.stderr.split() == ["ready", "warm", "True"]
+
+
+def resident(model: local.LocalModel) -> int:
+    """Return the bytes of memory that the engine's process holds."""
+    return int(Path(f"/proc/{model._process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_the_engines_memory_grows_by_its_cache_and_no_further(tmp_path) -> None:
+    mib = 1 << 20
+    options = local.LocalOptions(threads=1, kv_cache_gb=96 / 1024, max_running=4)
+    model = tiny(tmp_path, options, "qwen3", layers=8, kv_heads=4, head_size=256)
+    assert 4000 < model.cache_tokens < 6000
+    await model.start()
+    await read(model, words(model, 500), max_new_tokens=1)
+    before = resident(model)
+    sizes = []
+    for turn in range(4):  # each fills the cache once, since every prompt is kept for its prefix
+        for n in range(12):
+            await read(model, f"{turn}{n:02d}" + words(model, 500), max_new_tokens=1)
+        sizes.append(resident(model) - before)
+    await model.close()
+    assert 60 * mib < sizes[0]
+    assert sizes[-1] < (96 + 32) * mib, [size // mib for size in sizes]
