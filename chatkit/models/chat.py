@@ -4,6 +4,7 @@ The model lives in a process of its own, `chat_worker`, or in one a rank; `engin
 """
 
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from chatkit.prompt_formats import chosen
 
 if TYPE_CHECKING:
     from chatkit.models.chat_stopping import StopWordsCriteria
+
+log = logging.getLogger(__name__)
 
 __all__ = ["ChatModel", "ChatOptions", "StopWordsCriteria", "open_chat"]
 
@@ -101,6 +104,11 @@ class ChatModel(EngineModel):
         )
         self.facts = facts
         self.embedder = ChatEmbedder(self)
+
+    async def start(self) -> None:
+        """Start the engine's processes and wait until they have loaded; see EngineModel."""
+        await super().start()
+        log.info("parameter bytes by rank: %s", self.reported["parameter_bytes"])
 
 
 def open_chat(path: Path, *, cache: Path, options: ChatOptions, name: str) -> ChatModel:

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 _LINE_LIMIT = 1 << 24
 # The worker ends by itself when its stdin closes; after this it is killed. Seconds.
 _STOP_TIMEOUT = 5.0
+# How long its last complaints may take to come after its death. Seconds.
+_LAST_WORDS = 1.0
 # What one request may fail with while the engine goes on.
 _KINDS: dict[str, type[ChatkitError]] = {
     "invalid": InvalidRequest,
@@ -285,7 +287,8 @@ class EngineModel:
                 process.kill()
             why = "its last line is incomplete"
         code = await process.wait()
-        await stderr
+        await asyncio.wait({stderr}, timeout=_LAST_WORDS)  # a process of the worker's own may still hold the other end
+        stderr.cancel()
         why = why or (self._complaints[-1] if self._complaints else "no message")
         detail = f"the engine's process ended with code {code}: {why}"
         self._fail(EngineFailed("the language model has stopped; the operator has to restart the service"))

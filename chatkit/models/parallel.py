@@ -34,6 +34,8 @@ _VARIABLES = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
 )
+# Ranks that this process, rank 0, has started.
+_children: "list[subprocess.Popen[bytes]]" = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,8 @@ class Group:
                     raise RuntimeError(f"a call has taken {_LONGEST_CALL:.0f} s")
         except RuntimeError as error:
             if not self._over.is_set():
+                for child in _children:
+                    child.kill()  # one that hangs would stay for ever
                 self._ended(f"rank {self.place.rank} lost another of the {self.place.ranks} ranks ({error})"[:300])
                 os._exit(1)
 
@@ -177,6 +181,7 @@ def start_followers(
     for rank in range(1, ranks):
         place = Place(rank, ranks, rank, _HERE, store.port)
         process = subprocess.Popen(command(place), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        _children.append(process)
         threading.Thread(target=_watch, args=(rank, process, died), daemon=True).start()
     return Place(0, ranks, 0, _HERE, store.port), store
 
