@@ -2,8 +2,10 @@
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -120,11 +122,13 @@ def _help_of(error: click.ClickException) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; errors of the tree become one line on stderr and their exit code."""
+    """Run the command line; errors of the tree and of the system become one line on stderr and their exit code."""
+    from chatkit.cli._show import one_line
+
     try:
         group.main(args=arguments, prog_name="chatkit", standalone_mode=False)
     except errors.ChatkitError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(one_line(f"error: {error}"), err=True)
         sys.exit(exit_code(error))
     except click.ClickException as error:
         click.echo(f"error: {error.format_message()} See: {_help_of(error)}", err=True)
@@ -135,3 +139,16 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        _leave_output()
+        click.echo(one_line(f"error: {error}"), err=True)
+        sys.exit(1)
+
+
+def _leave_output() -> None:
+    """Let go of what stdout cannot take: the interpreter would complain about it once more while it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import unicodedata
 
 import pytest
 from click.testing import CliRunner
@@ -23,7 +24,7 @@ DEFAULTS = {"max_new_tokens": 256, "temperature": 0.0, "stop": None, "k": 3, "in
 
 
 def test_everything_a_terminal_obeys_is_shown_and_the_rest_is_left_alone() -> None:
-    kept = "Zeile\n\tü 漢字 🙂 e\u0301 \u00a0\u200d"
+    kept = "Zeile\n\tü 漢字 🙂 e\u0301 \u00a0"
     assert plain(kept) == kept
     controls = [chr(c) for c in [*range(0x20), *range(0x7F, 0xA0)] if chr(c) not in "\n\t\r"]
     bidi = ["\u061c", "\u200e", "\u200f", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))]
@@ -33,6 +34,21 @@ def test_everything_a_terminal_obeys_is_shown_and_the_rest_is_left_alone() -> No
         assert character not in shown
     assert plain("a\r\nb\rc") == "a\nbc"
     assert plain("\x1b\x7f\x9b") == "␛␡�"
+
+
+def test_nothing_that_nobody_sees_is_let_through() -> None:
+    hidden = "".join(chr(0xE0000 + ord(letter)) for letter in "ignore all")
+    assert plain(f"\ufeffpay\u200bment\u00ad{hidden} a\u200db \u200c.") == "payment ab ."
+    # Signs of Arabic, Syriac and Kaithi that are of the category but are seen.
+    seen = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD}
+    category = {code for code in range(0x110000) if unicodedata.category(chr(code)) == "Cf"}
+    assert {code for code in category if chr(code) in plain(f"a{chr(code)}b")} == seen & category
+
+
+@pytest.mark.parametrize("joined", ["👨\u200d👩\u200d👧", "❤\ufe0f\u200d🔥", "👩🏽\u200d💻", "می\u200cخواهم", "क्\u200dष"])
+def test_joiners_stay_where_a_script_or_a_picture_needs_them(joined) -> None:
+    assert plain(joined) == joined
+    assert joined in as_json({"a": joined})
 
 
 def test_a_source_is_one_line() -> None:
@@ -56,6 +72,14 @@ def test_ask_prints_nothing_that_a_terminal_obeys(monkeypatch) -> None:
 
 def test_json_escapes_what_a_terminal_obeys() -> None:
     assert as_json({"a": "ü\x9b\u202e\x7f\n"}) == '{"a": "ü\\u009b\\u202e\\u007f\\n"}'
+    hidden = {"a": "\U000e0041\ufeff\ud800"}
+    assert as_json(hidden) == '{"a": "\\udb40\\udc41\\ufeff\\ud800"}'
+    assert json.loads(as_json(hidden)) == hidden
+
+
+def test_json_holds_no_word_that_is_not_jsons() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        as_json({"score": float("nan")})
 
 
 def test_chosen_values_go_before_defaults_and_an_empty_one_is_taken_back() -> None:
