@@ -18,7 +18,7 @@ from chatkit.retrieval.gathering import gather
 from chatkit.settings import Settings, describe
 from tests.serving import ROOT
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("[a-z]*/README.md")])
 SETTINGS = {spec.name for spec in fields(Settings)}
 # What the tables and texts write for a command that is not said.
 PLACEHOLDER = "COMMAND"
@@ -258,3 +258,15 @@ def check_command_line(line: str, *, whole: bool = True) -> None:
         except click.MissingParameter:
             if whole:
                 raise
+
+
+def test_every_page_is_reached_from_the_readme_by_links() -> None:
+    found, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page in found or page.suffix != ".md":
+            continue
+        found.add(page)
+        targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+        waiting += [(page.parent / target).resolve() for target in targets]
+    assert {name_of(page) for page in PAGES} - {name_of(page) for page in found} == set()

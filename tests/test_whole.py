@@ -1,6 +1,7 @@
 """The main job on real parts: a real service, asked over HTTP, on the project's own documentation."""
 
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -45,6 +46,19 @@ def test_twenty_questions_on_the_docs_find_their_source_and_answer(served):
     assert right_source >= 17, misses
     assert answered >= 8, misses
     assert answered_alone <= 2, misses
+
+
+def test_the_readmes_own_examples_answer_from_their_source(served):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (asked,) = set(re.findall(r'\{"inputs": "(.+?)"\}', readme))
+    turn = served.ask(asked)
+    first = "The file that stores the sessions is `sessions.sqlite3` in the home folder."
+    assert turn["outputs"].startswith(first)
+    assert first in readme
+    assert turn["finish_reason"] == "stop"
+    assert turn["sources"][0]["source"] == "docs/sessions.md"
+    (more,) = re.findall(r'more = \{"inputs": "(.+?)"', readme)
+    assert "SQLite" in served.ask(more, session_id=turn["session_id"])["outputs"]
 
 
 @pytest.mark.parametrize(

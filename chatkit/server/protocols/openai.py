@@ -173,7 +173,7 @@ class ChatCompletion:
     def _extension(self, reply: Reply) -> dict[str, Any]:
         """Return what chatkit knows of a turn and OpenAI's shape has no place for."""
         fields = native.answer(reply)
-        names = ("request_id", "sources", "moderation", "timings", "dropped_turns", "replayed")
+        names = ("request_id", "sources", "moderation", "timings", "dropped_turns", "dropped_passages", "replayed")
         return {"session_id": reply.session_id or None, **{name: fields[name] for name in names}}
 
 
