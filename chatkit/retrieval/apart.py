@@ -1,6 +1,8 @@
 """Pages read in a process of their own: one that is nested a million deep, or breaks the parser, costs only itself."""
 
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -50,12 +52,28 @@ class PageReader:
         size = child.stdout.read(_LENGTH)
         answer = child.stdout.read(int.from_bytes(size))
         if len(size) < _LENGTH or len(answer) < int.from_bytes(size):
-            code = self._stop()
-            raise Unreadable(
-                f"cannot be read in {self._limits[0]} s of processor time and "
-                f"{int(self._limits[1]) / 2**30:.0f} GiB of memory (the reader ended with {code}); simplify the page"
-            )
-        return _page(json.loads(answer))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1)  # of itself, so that its own end is told and not that of `_stop`
+            raise self._ended(self._stop())
+        table = json.loads(answer)
+        if table.get("too_large"):
+            self._stop()
+            raise self._too_large("it ran out of memory")
+        return _page(table)
+
+    def _ended(self, code: int | None) -> Unreadable:
+        """Return the reason for a page that ended the child: past its time, killed, or by a fault of the reader's."""
+        named = signal.Signals(-code).name if code is not None and -code in set(signal.Signals) else f"code {code}"
+        if named in ("SIGXCPU", "SIGKILL"):
+            return self._too_large(f"the reader ended with {named}")
+        return Unreadable(f"cannot be read: the reader ended with {named}; simplify the page")
+
+    def _too_large(self, how: str) -> Unreadable:
+        seconds, memory = self._limits
+        return Unreadable(
+            f"cannot be read in {seconds} s of processor time and {int(memory) / 2**30:.0f} GiB of memory ({how}); "
+            "simplify the page"
+        )
 
     def _stop(self) -> int | None:
         child, self._child = self._child, None
@@ -85,13 +103,22 @@ def main() -> None:
     while size := sys.stdin.buffer.read(_LENGTH):
         content = sys.stdin.buffer.read(int.from_bytes(size))
         _limit_time(cpu_seconds)
-        try:
-            table: dict[str, Any] = asdict(html.read(content))
-        except Unreadable as error:
-            table = {"unreadable": str(error)}
-        answer = json.dumps(table).encode()
+        answer = _answer(content)
         sys.stdout.buffer.write(len(answer).to_bytes(_LENGTH) + answer)
         sys.stdout.buffer.flush()
+
+
+def _answer(content: bytes) -> bytes:
+    try:
+        return json.dumps(asdict(html.read(content))).encode()
+    except Unreadable as error:
+        table: dict[str, Any] = {"unreadable": str(error)}
+    except MemoryError:
+        table = {"too_large": True}
+    except Exception as error:
+        said = " ".join(str(error).split())[:200]
+        table = {"unreadable": f"cannot be read: {type(error).__name__} {said}".strip()}
+    return json.dumps(table).encode()
 
 
 def _limit_memory(most: int) -> None:

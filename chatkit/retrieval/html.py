@@ -132,8 +132,8 @@ def _layout_cells(root: Any) -> frozenset[int]:
         if node.tag in _CELLS:
             if entered:
                 cells.append(node.mem_id)
-            else:
-                cells.pop()
+            elif cells.pop() in found and cells:  # a cell in a cell, as in MathML
+                found.add(cells[-1])
         elif entered and cells and node.tag in _LAYOUT:
             found.add(cells[-1])
     return frozenset(found)
@@ -151,11 +151,15 @@ class _Extraction:
         self._heading: tuple[int, int, int] | None = None
         self._lists: list[int | None] = []
         self._row: list[str] = []
-        self._cell: list[str] | None = None
-        self._code: list[str] | None = None
+        # Cells and code may hold more of their kind: the outermost counts, so what is open is a depth.
+        self._cell: list[str] = []
+        self._cells_open = 0
+        self._code: list[str] = []
+        self._code_open = 0
 
     def page(self) -> Page:
         """Return what was seen."""
+        self._end_row()
         text = self._out.text()
         return Page(self._title, text, self._outline.sections(text))
 
@@ -164,9 +168,9 @@ class _Extraction:
         if node.is_text_node:
             if entered:
                 self._say(node.text_content or "")
-        elif self._code is not None:
+        elif self._code_open:
             self._in_code(node.tag, entered)
-        elif self._cell is not None:
+        elif self._cells_open:
             self._in_cell(node, entered)
         elif node.tag in _HEADINGS:
             self._at_heading(_HEADINGS[node.tag], entered)
@@ -176,29 +180,35 @@ class _Extraction:
             self._at_block(node, entered)
 
     def _say(self, text: str) -> None:
-        if self._code is not None:
+        if self._code_open:
             self._code.append(text)
-        elif self._cell is not None:
+        elif self._cells_open:
             self._cell.append(text)
         else:
+            if self._row and text.strip():  # cells that were in no row, as in MathML
+                self._end_row()
             self._out.say(text)
 
     def _in_code(self, tag: str, entered: bool) -> None:
         if tag == "br" and entered:
             self._say("\n")
-        elif tag == "pre" and not entered:
-            code, self._code = "".join(self._code or ()), None
-            self._out.put_code(code)
+        elif tag == "pre":
+            self._code_open += 1 if entered else -1
+            if not self._code_open:
+                self._end_row()
+                self._out.put_code("".join(self._code))
 
     def _in_cell(self, node: Any, entered: bool) -> None:
         """Cells are lines without breaks; one that breaks lines or paragraphs has spaces there."""
-        if node.tag in _CELLS and not entered:
-            self._row.append(" ".join("".join(self._cell or ()).split()))
-            self._cell = None
-        elif node.tag == "br" or node.tag in _PARAGRAPHS or node.tag in _LINES:
+        if node.tag in _CELLS:
+            self._cells_open += 1 if entered else -1
+            if not self._cells_open:
+                self._row.append(" ".join("".join(self._cell).split()))
+        if node.tag == "br" or node.tag in _PARAGRAPHS or node.tag in _LINES or node.tag in _CELLS:
             self._say(" ")
 
     def _at_heading(self, level: int, entered: bool) -> None:
+        self._end_row()
         self._out.gap(2)
         if entered:
             self._heading = self._heading or (level, self._out.length, self._out.pieces)
@@ -222,7 +232,7 @@ class _Extraction:
             self._end_row()
             self._out.gap(2)
         elif entered:
-            self._cell = []
+            self._cell, self._cells_open = [], 1
 
     def _end_row(self) -> None:
         if any(self._row):
@@ -235,7 +245,7 @@ class _Extraction:
         tag = node.tag
         if tag == "pre":
             self._out.gap(2)
-            self._code = [] if entered else None
+            self._code, self._code_open = [], 1
         elif tag == "br":
             if entered:
                 self._out.break_line()
