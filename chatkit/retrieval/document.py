@@ -1,5 +1,6 @@
 """What a file of any format becomes: a text, its title and its sections."""
 
+import os
 from dataclasses import dataclass
 
 
@@ -59,3 +60,8 @@ class Outline:
     def _close(self, end: int) -> None:
         heading = " > ".join(words for _, words in self._trail if words)
         self._sections.append(Section(heading, self._start, end))
+
+
+def utf8(name: str) -> str:
+    """Return a file's name with the bytes of it that are not UTF-8 written as escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

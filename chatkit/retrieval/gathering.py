@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatkit.errors import InvalidRequest
+from chatkit.retrieval.document import utf8
 from chatkit.retrieval.parsing import MAX_FILE_BYTES, SUFFIXES
 
 
@@ -60,7 +61,7 @@ def gather(sources: Sequence[str | Path], *, tell: Callable[[int, int], None]) -
     files = []
     digest = hashlib.sha256()
     for done, (path, label) in enumerate(sorted(named.items(), key=lambda item: (item[1], item[0])), start=1):
-        source = label if labels.count(label) == 1 else path.as_posix()
+        source = label if labels.count(label) == 1 else utf8(path.as_posix())
         try:
             content = _read(path)
         except OSError as error:
@@ -100,9 +101,9 @@ def _in_folder(folder: Path) -> Iterator[tuple[Path, str]]:
 def _label(path: Path, outside: str) -> str:
     """Return the path from the working directory, or `outside` for a file elsewhere: no absolute paths in citations."""
     try:
-        return path.resolve().relative_to(Path.cwd()).as_posix()
+        return utf8(path.resolve().relative_to(Path.cwd()).as_posix())
     except ValueError:
-        return outside
+        return utf8(outside)
 
 
 def _read(path: Path) -> bytes:

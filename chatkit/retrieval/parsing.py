@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from chatkit.retrieval import html, markdown
-from chatkit.retrieval.document import Document, Section, Unreadable
+from chatkit.retrieval.document import Document, Section, Unreadable, utf8
 
 TEXT = frozenset({".txt", ".text"})
 SUFFIXES = markdown.SUFFIXES | html.SUFFIXES | TEXT
@@ -53,4 +53,4 @@ def _decode(content: bytes) -> str:
 
 
 def _title_from(path: Path) -> str:
-    return path.stem.replace("_", " ").replace("-", " ")
+    return utf8(path.stem).replace("_", " ").replace("-", " ")

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import random
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from chatkit.errors import BadIndex, InvalidRequest, Unavailable
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import VectorIndex
 from chatkit.retrieval.manifest import Manifest
+from chatkit.retrieval.writing import read_passages
 
 
 class CountingEncoder:
@@ -248,3 +250,13 @@ def build_seconds(corpus, indexes, folder, cache):
     started = time.monotonic()
     process.communicate(timeout=60)
     return time.monotonic() - started
+
+
+def test_a_file_whose_name_is_not_utf8_is_read_under_a_name_that_is(corpus, indexes, encoder):
+    name = os.fsdecode(b"caf\xe9.txt")
+    (corpus / name).write_text("The lease of a turn takes fifteen seconds.\n")
+    (corpus / os.fsdecode(b"gro\xdf.txt")).write_bytes(b"gro\xdf")
+    report = build_index(["corpus"], indexes, name="docs", encoder=encoder)
+    assert {row["source"] for row in read_passages(report.folder).to_pylist()} >= {r"corpus/caf\xe9.txt"}
+    assert [entry.source for entry in report.skipped] == [r"corpus/gro\xdf.txt"]
+    assert build_index(["corpus"], indexes, name="docs", encoder=encoder).up_to_date
