@@ -1,6 +1,5 @@
 """`chatkit index`: which indexes there are, and which version of one is live."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import click
 
 from chatkit.cli import setting_options
+from chatkit.cli._show import as_json as json_line
+from chatkit.cli._show import plain
 from chatkit.settings import Settings, load_settings
 
 _HEAD = ("", "name", "live", "others", "passages", "documents", "size", "encoder", "built", "state")
@@ -40,10 +41,10 @@ def list_(as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
     rows = wiring.list_indexes(settings)
     if as_json:
         shown = {"indexes": str(settings.indexes), "default": settings.index, "rows": [asdict(row) for row in rows]}
-        click.echo(json.dumps(shown, ensure_ascii=False))
+        click.echo(json_line(shown))
         return
     if rows:
-        click.echo(_columns([_HEAD, *(_cells(row) for row in rows)]))
+        click.echo(plain(_columns([_HEAD, *(_cells(row) for row in rows)])))
     if settings.index and not any(row.is_default for row in rows):
         click.echo(
             f"there is no index {settings.index!r}, which the settings name; build it with: "
@@ -63,9 +64,9 @@ def use(name: str, version: str, as_json: bool, config: str | None, flags: dict[
 
     used = wiring.use_index(_settings(config, flags), name, version)
     for problem in used.skipped:
-        click.echo(f"passed over: {problem}", err=True)
+        click.echo(plain(f"passed over: {problem}"), err=True)
     if as_json:
-        click.echo(json.dumps(asdict(used), ensure_ascii=False))
+        click.echo(json_line(asdict(used)))
         return
     was = f", was {used.before}" if used.before and used.before != used.version else ""
     click.echo(f"index {used.name!r} is at version {used.version} now: {used.passages} passages{was}")

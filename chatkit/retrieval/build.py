@@ -248,7 +248,7 @@ def _check(folder: Path, manifest: Manifest, chunks: list[Chunk], vectors: NDArr
         BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
     """
     try:
-        manifest.verify(folder, hashes=True)
+        Manifest.read(folder).verify(folder, hashes=True)
         index, _ = writing.read_both(folder, manifest)
     except BrokenIndex as error:
         raise BrokenIndex(f"{error}; the version before it is untouched; check the disk and run again") from error

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from chatkit.errors import BrokenIndex, NotFound
 from chatkit.protocols import Encoder
 from chatkit.retrieval import layout, versions, writing
-from chatkit.retrieval.manifest import FILE, Manifest
+from chatkit.retrieval.manifest import FILE, VECTORS, Manifest
 from chatkit.types import Passage
 
 # Searches that run beside each other; each is short and Faiss lets go of the interpreter.
@@ -99,7 +99,7 @@ class VectorIndex:
 
     def _is_cut(self, mapped: BinaryIO) -> bool:
         """Whether a page of the mapped file is gone: to touch it would end the process."""
-        return os.fstat(mapped.fileno()).st_size < self.manifest.files[writing.VECTORS].size
+        return os.fstat(mapped.fileno()).st_size < self.manifest.files[VECTORS].size
 
     def _passage(self, row: int, score: float) -> Passage:
         columns: dict[str, Any] = self._passages.slice(row, 1).to_pylist()[0]

@@ -190,7 +190,7 @@ class LiveIndexes:
             raise problem
         try:
             entry = self._open(folder)
-        except (ChatkitError, OSError, MemoryError) as error:
+        except Exception as error:
             self._refused[folder.name] = pointer
             _log.warning("index %r cannot be opened: %s", folder.name, _one_line(error))
             raise problem from error
@@ -219,15 +219,14 @@ class LiveIndexes:
                 pointer = folder.pointer()
                 if pointer != entry.pointer:
                     entry.pointer = pointer
-                    self._follow(folder, entry)
+                    try:
+                        self._follow(folder, entry)
+                    except Exception as error:
+                        _log.warning("index %r stays at version %s: %s", name, entry.version, _one_line(error))
 
     def _follow(self, folder: IndexFolder, old: _Open) -> None:
         """Let the version that is live now take over from `old`, if it is good."""
-        try:
-            new = self._open(folder)
-        except (ChatkitError, OSError, MemoryError) as error:
-            _log.warning("index %r stays at version %s: %s", folder.name, old.version, _one_line(error))
-            return
+        new = self._open(folder)
         with self._lock:
             wanted = self._shelf.get(folder.name) is old
             if wanted:
@@ -242,4 +241,5 @@ def _no_index(name: str) -> NotFound:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ChatkitError) else f"{type(error).__name__}: {said}".removesuffix(": ")

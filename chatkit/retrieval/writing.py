@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 from chatkit.errors import MissingExtra
 from chatkit.retrieval.checkpoint import sha256_of
 from chatkit.retrieval.chunking import Chunk
-from chatkit.retrieval.manifest import FILE, HASHED_AT_OPEN, FileEntry, Manifest, broken
+from chatkit.retrieval.manifest import FILE, HASHED_AT_OPEN, PASSAGES, VECTORS, FileEntry, Manifest, broken
 
-VECTORS = "vectors.faiss"
-PASSAGES = "passages.parquet"
 _TEXT_COLUMNS = ("id", "source", "title", "section", "text")
 _NUMBER_COLUMNS = ("start", "end")
 

@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from chatkit.cli import group, main
 from chatkit.retrieval.layout import IndexFolder
+from tests.retrieval.bad_manifests import BAD_MANIFESTS, spoil
 
 
 def run(*arguments):
@@ -184,6 +185,38 @@ def test_what_cannot_be_used_is_one_line_and_an_exit_code(folder, capsys, argume
     assert words in complaint
     assert complaint.count("\n") == 1
     assert not (folder.parent / "absent").exists()
+
+
+@pytest.mark.parametrize("damage", BAD_MANIFESTS)
+def test_a_bad_manifest_is_one_line_of_every_command_and_a_build_mends_it(folder, capsys, damage):
+    problem = BAD_MANIFESTS[damage][1]
+    spoil(folder / "000001", damage)
+    with pytest.raises(SystemExit) as stop:
+        main(["index", "use", "docs", "previous"])
+    complaint = capsys.readouterr().err
+    assert (stop.value.code, complaint.count("\n")) == (3, 1)
+    assert f"{problem}" in complaint
+    assert live(folder) == "000002"
+    spoil(folder / "000002", damage)
+    assert problem in rows()["docs"]["problem"]
+    (row,) = [line for line in run("index", "list").stdout.splitlines() if line.startswith("*")]
+    assert problem in row
+    with pytest.raises(SystemExit) as stop:
+        main(["search", "Which port?"])
+    complaint = capsys.readouterr().err
+    assert (stop.value.code, complaint.count("\n")) == (3, 1)
+    assert problem in complaint
+    assert "build it again with: chatkit prepare-index" in complaint
+    (folder.parents[2] / "guide.md").write_text("# Guide\n\n## Ports\n\nThe service listens on port 7070.\n")
+    assert run("prepare-index", "guide.md").exit_code == 0
+    assert (rows()["docs"]["live"], rows()["docs"]["problem"]) == ("000003", "")
+
+
+def test_what_a_manifest_says_reaches_the_terminal_as_text_alone(folder):
+    table = json.loads((folder / "000002" / "manifest.json").read_text())
+    (folder / "000002" / "manifest.json").write_text(json.dumps(table | {"built_at": "\x1b[31mnow"}))
+    assert "␛[31mnow" in run("index", "list").stdout
+    assert "\x1b" not in run("index", "list", "--json").stdout
 
 
 def test_nothing_is_switched_while_the_index_is_built(folder, capsys):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch
-from chatkit.retrieval import writing
+from chatkit.retrieval import manifest
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import VectorIndex
 
@@ -108,7 +108,7 @@ def test_another_encoder_is_refused_with_both_names_and_the_command(built, index
     assert "chatkit prepare-index" in message
 
 
-@pytest.mark.parametrize("name", [writing.VECTORS, writing.PASSAGES, "manifest.json"])
+@pytest.mark.parametrize("name", [manifest.VECTORS, manifest.PASSAGES, "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "truncated", "edited"])
 def test_a_damaged_file_is_refused_by_name(built, indexes, encoder, name, damage):
     file = built.folder / name

@@ -18,6 +18,7 @@ from chatkit.retrieval.index import VectorIndex
 from chatkit.retrieval.layout import IndexFolder
 from chatkit.retrieval.live import LiveIndexes
 from chatkit.retrieval.manifest import Manifest
+from tests.retrieval.bad_manifests import BAD_MANIFESTS, spoil
 
 QUERY = "Which port does the service listen on?"
 
@@ -129,6 +130,66 @@ def test_a_bad_version_is_warned_of_once_and_the_good_one_goes_on(live, build, i
     build(9090)
     until(lambda: ask(service) == ["The service listens on port 9090."])
     assert len(warnings(caplog)) == 1
+
+
+def test_a_manifest_of_every_wrong_kind_is_warned_of_once_and_good_versions_still_take_over(live, indexes, caplog):
+    service = live()
+    good = indexes / "docs" / "000001"
+    for number, damage in enumerate(BAD_MANIFESTS, start=2):
+        version = copy_of(good, f"{number:06d}")
+        spoil(version, damage)
+        caplog.clear()
+        point(indexes, version.name)
+        until(lambda: warnings(caplog))
+        (line,) = warnings(caplog)
+        assert line.startswith("index 'docs' stays at version 000001: index file ")
+        assert BAD_MANIFESTS[damage][1] in line, damage
+        assert len(line) < 1000
+        line.encode()
+        shutil.rmtree(version)
+    copy_of(good, "000099")
+    caplog.set_level("INFO")
+    point(indexes, "000099")
+    until(lambda: "index 'docs' is at version 000099 now" in caplog.text)
+    assert ask(service) == ["The service listens on port 8080."]
+
+
+def test_whatever_opening_a_version_raises_the_other_indexes_are_followed(live, build, monkeypatch, caplog):
+    build(1111, "one")
+    service = live()
+    ask(service, "one")
+    read = Manifest.read
+
+    def fail(folder):
+        if folder.parent.name == "docs":
+            raise ZeroDivisionError("division\nby zero")
+        return read(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "read", fail)
+        copy_of(IndexFolder(service._indexes, "docs").folder / "000001", "000002")
+        point(service._indexes, "000002")
+        until(lambda: warnings(caplog))
+        shutil.copytree(service._indexes / "one" / "000001", service._indexes / "one" / "000002")
+        caplog.set_level("INFO")
+        point(service._indexes, "000002", "one")
+        until(lambda: "index 'one' is at version 000002 now" in caplog.text)
+    assert warnings(caplog) == ["index 'docs' stays at version 000001: ZeroDivisionError: division by zero"]
+    build(9090)
+    until(lambda: ask(service) == ["The service listens on port 9090."])
+
+
+def test_whatever_opening_a_named_index_raises_the_caller_is_told_that_it_cannot_be_used(
+    live, build, monkeypatch, caplog
+):
+    build(1111, "one")
+    service = live()
+    monkeypatch.setattr(Manifest, "read", lambda folder: 1 // 0)
+    for _ in range(2):
+        with pytest.raises(BadIndex, match="'one' is there but cannot be used"):
+            ask(service, "one")
+    assert len(warnings(caplog)) == 1
+    assert warnings(caplog)[0].startswith("index 'one' cannot be opened: ZeroDivisionError: ")
 
 
 def test_an_index_that_is_removed_goes_on_answering_and_names_the_build(live, indexes, caplog):
