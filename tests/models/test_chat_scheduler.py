@@ -246,7 +246,7 @@ def test_a_row_without_numbers_gives_no_token_and_the_others_theirs() -> None:
     assert tokens[3] in range(9)
 
 
-@pytest.mark.parametrize(("quantize", "most"), [("8bit", 0.05), ("4bit", 0.2)])
+@pytest.mark.parametrize(("quantize", "most"), [("8bit", 0.05), ("4bit", 0.35)])
 def test_quantised_weights_take_less_memory_and_give_nearly_the_same_logits(folder, model, quantize, most) -> None:
     small = load_model(folder, LoadOptions(dtype="float32", quantize=quantize))
     assert small.get_memory_footprint() < 0.75 * model.get_memory_footprint()
