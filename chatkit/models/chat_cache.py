@@ -79,10 +79,12 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def resize(self, slots: int, capacity: int, used: int) -> None:
         """Make room for other slots and lengths; the first `used` slots keep what they hold, as far as it fits."""
+        kept = min(capacity, self.capacity)
+        # Where memory runs out half-way, this much is true of every layer.
+        self.slots, self.capacity = min(slots, self.slots), kept
         for tensors in (self._keys, self._values):
             for index, old in enumerate(tensors):
                 new = old.new_zeros((slots, old.shape[1], capacity, old.shape[3]))
-                kept = min(capacity, self.capacity)
                 new[:used, :, :kept] = old[:used, :, :kept]
                 tensors[index] = new
         self.slots, self.capacity = slots, capacity
@@ -112,5 +114,5 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._values[index][slot, :, :length] = values[:, :length]
 
     def forget(self, key: int) -> None:
-        """Let go of what is kept under `key`."""
-        del self._kept[key]
+        """Let go of what is kept under `key`, if it is."""
+        self._kept.pop(key, None)

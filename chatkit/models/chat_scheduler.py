@@ -237,7 +237,11 @@ class Scheduler:
         key = None
         if keep and self._limits.keep_prefixes:
             key = self._keep((row.ids + row.made)[: self._runner.lengths[slot]])
-        self._runner.end(slot, running, key, not keep)
+        try:
+            self._runner.end(slot, running, key, not keep)
+        except self._survivable:  # there was no memory for a copy, and nothing else was done
+            self._drop_prefixes()
+            self._runner.end(slot, running, None, not keep)
         if row is self._filling:
             self._filling = None
         else:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from chatkit.errors import ConfigError, ModelError
+from chatkit.models.chat_cache import SlotCache
 from chatkit.models.chat_load import LoadOptions, chosen_dtype, load_model, placement
 from chatkit.models.chat_prefixes import Prefixes
 from chatkit.models.chat_runner import Runner
@@ -205,6 +206,48 @@ def test_memory_that_runs_out_in_a_step_ends_the_newest_row(model, monkeypatch) 
     assert list(bench.failures) == [2]
     assert bench.answers[0] == (alone(model, prompt(0, 20), 12), "length")
     assert bench.answers[1] == (alone(model, prompt(1, 20), 12), "length")
+
+
+def test_without_memory_to_keep_a_row_it_is_let_go(model, monkeypatch) -> None:
+    bench = Bench(model)
+    bench.add(0, prompt(0, 40))
+    bench.run()
+
+    def short(self, slot, length, key):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SlotCache, "keep", short)
+    for number in (1, 2):
+        bench.add(number, prompt(number, 40))
+    bench.run()
+    assert {number: answer[0] for number, answer in bench.answers.items()} == {
+        number: alone(model, prompt(number, 40)) for number in range(3)
+    }
+    assert bench.scheduler._prefixes.tokens == 0
+
+
+def test_memory_that_runs_out_while_the_cache_grows_leaves_the_running_rows_alone(model, monkeypatch) -> None:
+    bench = Bench(model)
+    bench.add(0, prompt(0, 40), 30)
+    bench.run(3)
+    made = torch.Tensor.new_zeros
+    left = [1]
+
+    def short(self, size, **settings):
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return made(self, size, **settings)
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", short)
+    bench.add(1, prompt(1, 150))
+    bench.run(2)
+    monkeypatch.undo()
+    assert "out of memory" in bench.failures[1]
+    bench.add(2, prompt(2, 150))
+    bench.run()
+    assert bench.answers[0] == (alone(model, prompt(0, 40), 30), "length")
+    assert bench.answers[2] == (alone(model, prompt(2, 150)), "length")
 
 
 def test_a_sliding_window_is_kept_to(tmp_path) -> None:
