@@ -53,6 +53,10 @@ class Interrupts:
         """Forget a Ctrl-C that came while nothing ran."""
         self._pending = False
 
+    def stop_next(self) -> None:
+        """Take a Ctrl-C that came by another way than the signal; it stops what runs next."""
+        self._pending = True
+
     async def stoppable(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end.
 

@@ -1,6 +1,7 @@
 """Where the shell's lines come from and its answers go: pipes here, the terminal in `_terminal.py`."""
 
 import asyncio
+import errno
 import os
 import sys
 import threading
@@ -10,20 +11,28 @@ from typing import Protocol
 import click
 
 from chatkit.cli._interrupts import Interrupts, Stopped
-from chatkit.cli._show import as_json, plain
+from chatkit.cli._show import as_json, one_line, plain
+from chatkit.errors import ChatkitError, InvalidRequest
 from chatkit.types import Replace, Reply
 
 _CHUNK = 65536
 
 
 class Screen(Protocol):
-    """What the shell reads from and shows on. Whatever it is given may hold control characters; it shows none."""
+    """What the shell reads from and shows on. Whatever it is given may hold control characters; it shows none.
+
+    Attributes:
+        typed: a person types the lines, who may be told a command to go on with.
+    """
+
+    typed: bool
 
     async def line(self) -> str | None:
         """Return the next line that is not blank; None at the end.
 
         Raises:
             Stopped: Ctrl-C means the end here.
+            InvalidRequest: the line cannot be read; the next one may be.
         """
         ...
 
@@ -47,8 +56,8 @@ class Screen(Protocol):
         """
         ...
 
-    def error(self, line: str) -> None:
-        """End an answer, or a command, with what went wrong."""
+    def error(self, error: ChatkitError, step: str) -> None:
+        """End an answer, or a command, with what went wrong and what to do next, which may be empty."""
         ...
 
     def tell(self, text: str) -> None:
@@ -66,10 +75,16 @@ def refusal_line(text: str, label: str | None) -> str:
     return plain(f"{text} [refused: {why}]")
 
 
+def error_line(error: ChatkitError, step: str) -> str:
+    """Return what went wrong, and what to do next where the error itself does not say it."""
+    line = one_line(str(error))
+    return f"error: {line}; {step}" if step and step not in line else f"error: {line}"
+
+
 def echo(text: str, *, err: bool = False) -> None:
     """Print text as far as the stream's encoding can hold it, at once."""
     stream = sys.stderr if err else sys.stdout
-    encoding = stream.encoding or "utf-8"
+    encoding = (stream and stream.encoding) or "utf-8"
     click.echo(text.encode(encoding, "replace").decode(encoding), err=err)
 
 
@@ -78,6 +93,8 @@ class PipeScreen:
 
     An answer is held until its turn is stored, so that no reader gets text that is withdrawn later.
     """
+
+    typed = False
 
     def __init__(self, interrupts: Interrupts, show_json: bool) -> None:
         self._interrupts = interrupts
@@ -91,8 +108,8 @@ class PipeScreen:
             try:
                 text = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                self.error(f"line {self._lines.number} is not UTF-8: byte {line[error.start]:#04x}; nothing was sent")
-                continue
+                at = f"line {self._lines.number} is not UTF-8: byte {line[error.start]:#04x}"
+                raise InvalidRequest(f"{at}; nothing was sent") from None
             if text.strip():
                 return text
         return None
@@ -120,10 +137,12 @@ class PipeScreen:
         """End the shell."""
         raise Stopped
 
-    def error(self, line: str) -> None:
-        """Print it on stderr."""
+    def error(self, error: ChatkitError, step: str) -> None:
+        """Print it on stderr, and for programs as an object of its own."""
         self._refusal = None
-        echo(f"error: {plain(line)}", err=True)
+        if self._json:
+            echo(as_json({"error": {"code": error.code, "message": str(error)}}))
+        echo(error_line(error, step), err=True)
 
     def tell(self, text: str) -> None:
         """Print it on stderr: stdout has answers only."""
@@ -161,15 +180,20 @@ async def _read(descriptor: int) -> bytes:
     loop = asyncio.get_running_loop()
     result: asyncio.Future[bytes] = loop.create_future()
 
-    def deliver(part: bytes) -> None:
-        if not result.done():
+    def deliver(part: bytes | OSError) -> None:
+        if result.done():
+            return
+        if isinstance(part, OSError):
+            result.set_exception(part)
+        else:
             result.set_result(part)
 
     def read() -> None:
+        part: bytes | OSError
         try:
             part = os.read(descriptor, _CHUNK)
-        except OSError:  # a terminal that is gone reads as an error, not as an end
-            part = b""
+        except OSError as error:
+            part = b"" if error.errno == errno.EIO else error  # a terminal that is gone is an end
         if not loop.is_closed():
             loop.call_soon_threadsafe(deliver, part)
 

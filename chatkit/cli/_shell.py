@@ -8,8 +8,9 @@ from chatkit import errors
 from chatkit.cli._hyperparameters import Hyperparameters
 from chatkit.cli._interrupts import Interrupts, Stopped
 from chatkit.cli._screens import Screen
-from chatkit.cli._show import one_line, source_line
+from chatkit.cli._show import source_line
 from chatkit.cli._talkers import Question, Talker
+from chatkit.planning import _CLIENT_ID
 from chatkit.service import new_request_id
 from chatkit.types import Error, Passage, Replace, Reply, Retrieved, TextDelta, TurnStarted
 
@@ -26,13 +27,16 @@ HELP = {
     "//TEXT": "send a message that begins with a slash",
 }
 COMMANDS = tuple(usage.split()[0].strip(",") for usage in HELP if not usage.startswith("//"))
-# What to do next, where the error itself does not say.
-_NEXT: tuple[tuple[type[errors.ChatkitError], str], ...] = (
-    (errors.Unauthorized, "start again with --api-key or CHATKIT_API_KEY"),
-    (errors.TooLarge, "send a shorter message"),
-    (errors.Conflict, "/again asks for the same turn a little later"),
-    (errors.Unavailable, "/again asks for the same turn"),
+_KEY, _SHORTER = "start again with --api-key or CHATKIT_API_KEY", "send a shorter message"
+# What to do next: where a person types the lines, and where a script does.
+_NEXT: tuple[tuple[type[errors.ChatkitError], str, str], ...] = (
+    (errors.Unauthorized, _KEY, _KEY),
+    (errors.TooLarge, _SHORTER, _SHORTER),
+    (errors.Conflict, "/again asks for the same turn a little later", "send it again a little later"),
+    (errors.Unavailable, "/again asks for the same turn", "send it again later"),
 )
+_NEXT_SESSION = ("/reset begins a new conversation", "without --session a new conversation begins")
+_NEXT_INDEX = ("/hyperparameters index= takes the service's own", "without --index the service's own is taken")
 
 
 class Shell:
@@ -40,6 +44,7 @@ class Shell:
 
     Attributes:
         session: id of the conversation; None until its first message.
+        failure: the first thing that went wrong.
     """
 
     def __init__(
@@ -51,6 +56,8 @@ class Shell:
         session: str | None = None,
     ) -> None:
         self.session = session
+        self.failure: errors.ChatkitError | None = None
+        self._accepted: str | None = None
         self._talker = talker
         self._screen = screen
         self._interrupts = interrupts
@@ -77,11 +84,20 @@ class Shell:
         Raises:
             Stopped: Ctrl-C ended it, where that is what Ctrl-C does.
         """
-        while not self._leaving and (line := await self._screen.line()) is not None:
+        while not self._leaving:
             try:
+                line = await self._screen.line()
+                if line is None:
+                    return
                 await self._obey(line)
             except errors.ChatkitError as error:
-                self._screen.error(_with_next_step(error))
+                self.failure = self.failure or error
+                self._screen.error(error, _next_step(error)[0 if self._screen.typed else 1])
+
+    @property
+    def lasting(self) -> str | None:
+        """The session, once a turn of it was accepted: what can be gone on with."""
+        return self.session if self.session == self._accepted else None
 
     async def _obey(self, line: str) -> None:
         if line.startswith("//"):
@@ -117,7 +133,7 @@ class Shell:
             async for event in events:
                 match event:
                     case TurnStarted(session_id) if not question.alone:
-                        self.session = session_id
+                        self.session = self._accepted = session_id
                     case Retrieved():
                         accepted.append(True)
                     case TextDelta(text):
@@ -179,6 +195,7 @@ class Shell:
 
     async def _go_on(self, session: str) -> None:
         if session:
+            require_session_id(session)
             self.session, self._sources, self._last = session, (), None
         self._screen.tell(f"session {self.session}" if self.session else "no session yet; the next message opens one")
 
@@ -195,6 +212,18 @@ class Shell:
         self._leaving = True
 
 
+def require_session_id(session: str) -> None:
+    """Refuse what no session can be called.
+
+    Raises:
+        InvalidRequest: naming it.
+    """
+    if not _CLIENT_ID.fullmatch(session):
+        raise errors.InvalidRequest(
+            f"the session is {session[:140]!r}, expected 8 to 128 letters, digits or any of ._~:@-"
+        )
+
+
 def _require_nothing(command: str, rest: str) -> None:
     if rest:
         raise errors.InvalidRequest(f"{command} is followed by {rest!r:.40}, expected nothing; nothing was done")
@@ -206,10 +235,11 @@ def _unknown(name: str) -> str:
     return f"{name!r:.60} is no command, {hint} nothing was sent; //… sends a message that begins with a slash"
 
 
-def _with_next_step(error: errors.ChatkitError) -> str:
-    line = one_line(str(error))
-    step = next((step for kind, step in _NEXT if isinstance(error, kind)), "")
-    if isinstance(error, errors.NotFound):
-        index = "index" in line and "session" not in line
-        step = "/hyperparameters index= takes the service's own" if index else "/reset begins a new conversation"
-    return f"{line}; {step}" if step else line
+def _next_step(error: errors.ChatkitError) -> tuple[str, str]:
+    """Return what to do next, as the screen of a person and that of a script are told it."""
+    if not isinstance(error, errors.NotFound):
+        return next(((typed, piped) for kind, typed, piped in _NEXT if isinstance(error, kind)), ("", ""))
+    for word, steps in (("session", _NEXT_SESSION), ("index", _NEXT_INDEX)):
+        if word in str(error):
+            return steps
+    return ("check --url", "check --url")

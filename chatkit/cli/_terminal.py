@@ -9,11 +9,14 @@ from pathlib import Path
 from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import Completer, WordCompleter
 from prompt_toolkit.history import History
+from prompt_toolkit.input.typeahead import get_typeahead, store_typeahead
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.keys import Keys
 
-from chatkit.cli._interrupts import Interrupts
-from chatkit.cli._screens import refusal_line
+from chatkit.cli._interrupts import Interrupts, Stopped
+from chatkit.cli._screens import error_line, refusal_line
 from chatkit.cli._show import plain
+from chatkit.errors import ChatkitError
 from chatkit.types import Replace, Reply
 
 _PROMPT = ">>> "
@@ -71,6 +74,8 @@ def _line_in(row: str) -> str:
 class TerminalScreen:
     """A terminal that a person sits at."""
 
+    typed = True
+
     def __init__(self, history: KeptHistory, commands: Sequence[str], interrupts: Interrupts) -> None:
         self._history = history
         self._interrupts = interrupts
@@ -81,6 +86,7 @@ class TerminalScreen:
             complete_while_typing=False,
             key_bindings=_keys(),
             prompt_continuation="... ",
+            interrupt_exception=Stopped,
         )
         self._styled = not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._shown = False
@@ -88,18 +94,33 @@ class TerminalScreen:
 
     async def line(self) -> str | None:
         """Read a line; Ctrl-C empties it, and where it is empty says how to leave."""
+        self._interrupts.forget()  # one that came after the last answer does not mean this line
         while True:
             try:
-                text = await self._session.prompt_async()
-            except KeyboardInterrupt:
+                # Without prompt_toolkit's own handler, which would lose a signal that comes while it goes.
+                text = await self._interrupts.stoppable(self._session.prompt_async(handle_sigint=False))
+            except Stopped:
                 if not self._session.default_buffer.text:
                     self._dim("Ctrl-D or /quit leaves")
                 continue
             except EOFError:
                 return None
             if text.strip():
-                self._interrupts.forget()  # one that came after the last answer does not mean the next
+                self._obey_typed_ahead()
                 return text
+
+    def _obey_typed_ahead(self) -> None:
+        """Let a Ctrl-C typed behind Enter stop the answer: while keys are read it is one of them and no signal.
+
+        Like the signal it takes back what was typed before it.
+        """
+        given = self._session.input
+        keys = [*get_typeahead(given), *given.read_keys()]
+        typed = [key.key for key in keys]
+        if Keys.ControlC in typed:
+            self._interrupts.stop_next()
+            keys = keys[len(typed) - typed[::-1].index(Keys.ControlC) :]
+        store_typeahead(given, keys)
 
     def piece(self, text: str) -> None:
         """Write it at once."""
@@ -128,10 +149,10 @@ class TerminalScreen:
         self._dim("[stopped]")
         self._shown = False
 
-    def error(self, line: str) -> None:
+    def error(self, error: ChatkitError, step: str) -> None:
         """Write it in red."""
         self._end_line()
-        self._write(self._style(f"error: {plain(line)}", "31") + "\n")
+        self._write(self._style(error_line(error, step), "31") + "\n")
         self._shown = False
 
     def tell(self, text: str) -> None:

@@ -1,6 +1,7 @@
 """`chatkit chat`: the interactive shell, around a service in this process or one behind an address."""
 
 import asyncio
+import shlex
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatkit.cli import log_to_stderr, setting_options
+from chatkit.cli import exit_code, log_to_stderr, setting_options
+from chatkit.cli._show import one_line
 from chatkit.errors import ChatkitError, ConfigError
 from chatkit.settings import Settings, load_settings
 
@@ -47,7 +49,11 @@ def chat(
     stderr.
     """
     from chatkit.cli._interrupts import Interrupts, Stopped
+    from chatkit.cli._shell import require_session_id
 
+    _require_streams()
+    if session is not None:
+        require_session_id(session)
     settings = load_settings(flags, file=Path(config) if config else None)
     _require_fitting(url, flags)
     log_to_stderr()
@@ -59,17 +65,32 @@ def chat(
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     with Interrupts() as interrupts:
         try:
-            asyncio.run(_Chat(settings, url, chosen, interrupts).run(session, terminal=terminal, as_json=as_json))
+            talk = _Chat(settings, url, chosen, interrupts).run(session, terminal=terminal, as_json=as_json)
+            failure = asyncio.run(talk)
         except Stopped:
             raise click.Abort from None
+    if failure is not None and not terminal:
+        sys.exit(exit_code(failure))
+
+
+def _require_streams() -> None:
+    """Refuse a standard input or output that was closed, where a file opened later would take its place."""
+    for name, stream in (("input", sys.stdin), ("output", sys.stdout)):
+        if stream is None:
+            raise ChatkitError(f"standard {name} is closed, expected a terminal, a pipe or a file")
 
 
 def _require_fitting(url: str | None, flags: dict[str, Any]) -> None:
     """Refuse settings that would do nothing."""
     given = next((name for name in (*_SERVICE, *_DYNAMODB) if flags[name] is not None), None)
     if url is not None and given is not None:
+        from chatkit.client.native import address_of
+
         flag = "--" + given.replace("_", "-")
-        raise ConfigError(f"{flag} is for the service at {url} to decide, expected no such flag; leave out one of both")
+        address = address_of(url)
+        raise ConfigError(
+            f"{flag} is for the service at {address} to decide, expected no such flag; leave out one of both"
+        )
 
 
 class _Chat:
@@ -81,8 +102,8 @@ class _Chat:
         self._chosen = chosen
         self._interrupts = interrupts
 
-    async def run(self, session: str | None, *, terminal: bool, as_json: bool) -> None:
-        """Open the service, talk, and say how to go on."""
+    async def run(self, session: str | None, *, terminal: bool, as_json: bool) -> ChatkitError | None:
+        """Open the service, talk, say how to go on, and return the first thing that went wrong."""
         from chatkit.cli._shell import Shell
 
         talker = await self._talker()
@@ -93,9 +114,11 @@ class _Chat:
         finally:
             await talker.close()
         lasting = self._url is not None or self._settings.store != "memory"
-        if shell.session and lasting:
-            where = f" --url {self._url}" if self._url else ""
-            click.echo(f"go on with: chatkit chat{where} --session {shell.session}", err=True)
+        if shell.lasting and lasting:
+            where = ["--url", talker.name] if self._url else []
+            command = shlex.join(["chatkit", "chat", *where, "--session", shell.lasting])
+            click.echo(one_line(f"go on with: {command}"), err=True)
+        return shell.failure
 
     async def _talker(self) -> "Talker":
         from chatkit.cli import _talkers
@@ -134,15 +157,13 @@ class _Chat:
 
 
 def _say_again(error: ChatkitError) -> None:
-    from chatkit.cli._show import one_line
-
     click.echo(one_line(f"{error}; asking again"), err=True)
 
 
 @asynccontextmanager
 async def _loading() -> AsyncIterator[None]:
     """Show on stderr that the models load, on a terminal with the seconds."""
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         click.echo("loading the models …", err=True)
         yield
         return

@@ -4,6 +4,7 @@ A service may run another version and an address may be anybody's, so every fiel
 """
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -123,9 +124,6 @@ def _passages(table: Mapping[str, Any]) -> tuple[Passage, ...]:
 
 
 def _passage(source: Mapping[str, Any]) -> Passage:
-    score = source.get("score", 0.0)
-    if not isinstance(score, int | float):
-        raise BadFrame(f"score {score!r:.40}")
     return Passage(
         id=_text(source, "id"),
         text=_text(source, "text", ""),
@@ -134,7 +132,7 @@ def _passage(source: Mapping[str, Any]) -> Passage:
         section=_text(source, "section", ""),
         start=_number(source, "start"),
         end=_number(source, "end"),
-        score=float(score),
+        score=_real(source, "score"),
     )
 
 
@@ -157,14 +155,22 @@ def _optional_text(table: Mapping[str, Any], name: str) -> str | None:
 
 def _number(table: Mapping[str, Any], name: str) -> int:
     value = table.get(name, 0)
-    if not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, int):
         raise BadFrame(f"{name} {value!r:.40}, expected a whole number")
     return value
 
 
+def _real(table: Mapping[str, Any], name: str) -> float:
+    value = table.get(name, 0.0)
+    # Python's JSON reads NaN, Infinity and any number of digits; comparing takes them all, converting does not.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise BadFrame(f"{name} {value!r:.40}, expected a finite number")
+    return float(value)
+
+
 def _numbers(table: Mapping[str, Any], name: str) -> dict[str, float]:
     values = _table(table.get(name, {}))
-    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    return {key: _real(values, key) for key in values}
 
 
 def _id(table: Mapping[str, Any], name: str) -> str:

@@ -47,7 +47,7 @@ class NativeClient:
     def __init__(
         self, url: str, *, api_key: str | None = None, on_retry: Callable[[ChatkitError], None] | None = None
     ) -> None:
-        self.address = _address(url)
+        self.address = address_of(url)
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise ConfigError("the API key has characters that no HTTP header takes, expected printable ASCII")
         self._on_retry = on_retry or (lambda error: None)
@@ -146,16 +146,25 @@ class NativeClient:
         return ConfigError(f"{self.address} does not answer as chatkit does ({why}); check --url")
 
 
-def _address(url: str) -> str:
-    """Return an address without its user, password, query and last slash: it is shown in messages."""
+def address_of(url: str) -> str:
+    """Return an address without its user, password, query and last slash: it is shown in messages.
+
+    Raises:
+        ConfigError: it is none.
+    """
     expected = "expected http://HOST:PORT of a running `chatkit serve`"
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        raise ConfigError(f"the service's address is {url!r} ({error}), {expected}") from None
+        raise ConfigError(f"the service's address is {_shown(url)} ({error}), {expected}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ConfigError(f"the service's address is {url!r}, {expected}")
+        raise ConfigError(f"the service's address is {_shown(url)}, {expected}")
     return f"{parsed.scheme}://{parsed.netloc.decode()}{parsed.path}".rstrip("/")
+
+
+def _shown(url: str) -> str:
+    """Return what was given as an address, without what may be a user and a password."""
+    return repr(url.rpartition("@")[2])
 
 
 async def _lines(answer: httpx.Response) -> AsyncIterator[bytes]:

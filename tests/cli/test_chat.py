@@ -4,7 +4,9 @@ import asyncio
 import json
 import os
 import re
+import signal
 import sys
+import time
 
 import pexpect
 import pytest
@@ -115,6 +117,42 @@ def test_an_answer_streams_and_ctrl_c_ends_it_with_what_was_shown(home) -> None:
         assert turn.assistant.strip() == shown
         assert "It listens on port 8080." in shell.say("And now?")
         assert [t.status for t in shell.turns(shell.session())] == ["aborted", "complete"]
+        shell.leave()
+
+
+@pytest.mark.parametrize("pause_ms", [0, 10, 30, 60])
+def test_a_ctrl_c_right_after_enter_stops_the_answer_to_that_line(home, pause_ms) -> None:
+    with Terminal(home) as shell:
+        for number in range(3):
+            shell.child.send(f"go slowly {number}\r")
+            time.sleep(pause_ms / 1000)
+            shell.child.sendintr()
+            assert shell.prompt().endswith("[stopped]\n")
+        # None of them is answered, and the key is not left over for the next line.
+        assert "It listens on port 8080." in shell.say("And now?")
+        assert {turn.status for turn in shell.turns(shell.session())[:-1]} <= {"aborted"}
+        shell.leave()
+
+
+def test_lines_typed_ahead_are_answered_in_turn_and_ctrl_c_takes_back_those_before_it(home) -> None:
+    with Terminal(home) as shell:
+        shell.child.send("echo one\recho two\r")
+        assert ", 1 messages." in shell.prompt()
+        assert ", 2 messages." in shell.prompt()
+        shell.child.send("go slowly\recho lost\r\x03echo kept\r")
+        assert shell.prompt().endswith("[stopped]\n")
+        assert "messages." in shell.prompt()
+        assert "echo lost" not in [turn.user for turn in shell.turns(shell.session())]
+        shell.leave()
+
+
+def test_an_interrupt_from_elsewhere_empties_the_line_too(home) -> None:
+    with Terminal(home) as shell:
+        shell.child.send("half a line")
+        shell.child.expect("half a line")
+        shell.child.kill(signal.SIGINT)
+        assert "leaves" not in shell.prompt()
+        assert "It listens on port 8080." in shell.say("And now?")
         shell.leave()
 
 

@@ -45,7 +45,9 @@ def test_nothing_that_nobody_sees_is_let_through() -> None:
     assert {code for code in category if chr(code) in plain(f"a{chr(code)}b")} == seen & category
 
 
-@pytest.mark.parametrize("joined", ["👨\u200d👩\u200d👧", "❤\ufe0f\u200d🔥", "👩🏽\u200d💻", "می\u200cخواهم", "क्\u200dष"])
+@pytest.mark.parametrize(
+    "joined", ["👨\u200d👩\u200d👧", "❤\ufe0f\u200d🔥", "👩🏽\u200d💻", "می\u200cخواهم", "क्\u200dष"]
+)
 def test_joiners_stay_where_a_script_or_a_picture_needs_them(joined) -> None:
     assert plain(joined) == joined
     assert joined in as_json({"a": joined})

@@ -88,6 +88,14 @@ def test_every_code_has_its_error_and_an_unknown_one_the_root(code, kind) -> Non
         (DONE | {"finish_reason": "bored"}, "bored"),
         (DONE | {"usage": {"prompt_tokens": "many"}}, "prompt_tokens 'many'"),
         (DONE | {"moderation": {"input": {"action": "shrug"}}}, "shrug"),
+        ({"event": "sources", "sources": [{"id": "p", "score": float("nan")}]}, "score nan, expected a finite number"),
+        ({"event": "sources", "sources": [{"id": "p", "score": 10**400}]}, "score 1000000"),
+        ({"event": "sources", "sources": [{"id": "p", "score": True}]}, "score True"),
+        ({"event": "sources", "sources": [{"id": "p", "start": False}]}, "start False, expected a whole number"),
+        (DONE | {"timings": {"total": float("inf")}}, "total inf"),
+        (DONE | {"timings": {"total": "long"}}, "total 'long'"),
+        (DONE | {"moderation": {"input": {"action": "allow", "scores": {"violence": True}}}}, "violence True"),
+        (DONE | {"dropped_turns": True}, "dropped_turns True"),
     ],
 )
 def test_a_frame_of_another_shape_is_refused_by_name(frame, named) -> None:
