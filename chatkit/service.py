@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ class OpenChatKitService:
 
     Args:
         retriever: None answers from the model alone.
-        encoder: for those who ask for vectors; a turn does not need it.
+        embedders: for those who ask for vectors, the first where they name none; a turn needs no one.
         resources: closed with the service.
     """
 
@@ -47,12 +47,12 @@ class OpenChatKitService:
         store: TurnStore,
         *,
         retriever: Retriever | None = None,
-        encoder: Embedder | None = None,
+        embedders: Sequence[Embedder] = (),
         options: ServiceOptions | None = None,
         resources: AsyncExitStack | None = None,
     ) -> None:
         self.model = model
-        self.encoder = encoder
+        self.embedders = tuple(embedders)
         self._moderator = moderator
         self._store = store
         self._options = options or ServiceOptions()

@@ -51,9 +51,11 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             deadline_s=settings.deadline_s,
             history_turns=settings.history_turns,
         )
+        own = getattr(model, "embedder", None)  # an engine that makes vectors with the chat model's own weights
+        embedders = (encoder, own) if own is not None else (encoder,)
         resources = stack.pop_all()
         return OpenChatKitService(
-            model, moderator, store, retriever=retriever, encoder=encoder, options=options, resources=resources
+            model, moderator, store, retriever=retriever, embedders=embedders, options=options, resources=resources
         )
 
 

@@ -114,16 +114,16 @@ class ChatApp:
     async def embeddings(self, request: Request, owner: Owner) -> Response:
         """Vectors of texts, in OpenAI's shape."""
         raw = await _body(request, self.settings.max_body_kb * 1024)
-        encoder = self._loaded().encoder
-        if encoder is None:
+        embedders = self._loaded().embedders
+        if not embedders:
             raise errors.NotFound("there is no encoder here, so no vectors either")
-        answer = await _unless_gone(request, openai_embeddings.embeddings(raw, encoder))
+        answer = await _unless_gone(request, openai_embeddings.embeddings(raw, embedders))
         return _NOBODY if answer is None else Response(answer, media_type="application/json")
 
     async def models(self, request: Request, owner: Owner) -> Response:
-        """The chat model and the encoder, in OpenAI's shape; one of them where the path names it."""
+        """The models that answer and those that make vectors, in OpenAI's shape; one where the path names it."""
         service = self._loaded()
-        names = [service.model.name, *([service.encoder.name] if service.encoder else [])]
+        names = list(dict.fromkeys([service.model.name, *(embedder.name for embedder in service.embedders)]))
         if "name" not in request.path_params:
             return JSONResponse(openai.models(names, self._started))
         return JSONResponse(openai.model(openai.check_model(request.path_params["name"], *names), self._started))

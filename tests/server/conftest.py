@@ -71,7 +71,7 @@ def open_site(tmp_path, monkeypatch):
             moderator or KeywordModerator(["canary"]),
             store,
             retriever=ListRetriever(PASSAGES),
-            encoder=encoder,
+            embedders=[encoder] if encoder else [],
             options=ServiceOptions(deadline_s=settings.deadline_s, gate=settings.gate),
             resources=stack,
         )

@@ -360,6 +360,29 @@ async def test_a_bad_request_for_vectors_is_named(door, encoder, body, words) ->
         assert words in answer.json()["error"]["message"]
 
 
+class Counting:
+    """An embedder whose vectors say how long the texts are."""
+
+    name, dim, max_tokens, fingerprint = "counting", 2, 9, "none"
+
+    def count_tokens_of(self, texts):
+        return [1 for _ in texts]
+
+    async def encode(self, texts):
+        return np.array([[len(text), 1] for text in texts], np.float32)
+
+
+async def test_vectors_come_from_the_model_that_is_named_and_from_the_first_otherwise(door, encoder) -> None:
+    async with door(["Hi."], encoder=encoder) as (site, client):
+        site.service.embedders = (encoder, Counting())
+        assert [m.id for m in (await client.models.list()).data] == ["scripted", "all-MiniLM-L6-v2", "counting"]
+        made = await client.embeddings.create(model="counting", input=["abc", "a"])
+        assert [row.embedding for row in made.data] == [[3.0, 1.0], [1.0, 1.0]]
+        assert made.model == "counting"
+        first = await client.embeddings.create(model="default", input="abc")
+        assert (first.model, len(first.data[0].embedding)) == ("all-MiniLM-L6-v2", 384)
+
+
 async def test_a_long_text_is_cut_when_that_is_asked_for(door, encoder) -> None:
     async with door(["Hi."], encoder=encoder) as (site, _):
         answer = await site.client.post("/v1/embeddings", json={"input": "word " * 600, "truncate": True})

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,15 +29,16 @@ class _Body(BaseModel):
     truncate: bool = False
 
 
-async def embeddings(raw: bytes, encoder: Embedder) -> bytes:
+async def embeddings(raw: bytes, embedders: Sequence[Embedder]) -> bytes:
     """Return the JSON answer to one request: a list of L2-normalised vectors, in the order of its input.
 
     Raises:
         InvalidRequest: the body, or a text that is empty or longer than the encoder reads, naming it.
-        NotFound: the model is not the encoder's.
+        NotFound: no embedder has the model's name.
     """
     body = bodies.read(raw, _Body, example=EXAMPLE, drop_null=True)
-    name = check_model(body.model, encoder.name)
+    name = check_model(body.model, *(embedder.name for embedder in embedders))
+    encoder = next(embedder for embedder in embedders if embedder.name == name)
     texts = _texts(body)
     if body.dimensions not in (None, encoder.dim):
         raise InvalidRequest(f"'dimensions' is {body.dimensions}, {name} has {encoder.dim} and cannot be cut")
