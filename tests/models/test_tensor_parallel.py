@@ -43,7 +43,7 @@ def pair(tmp_path_factory, folders, models_dir):
         yield site
 
 
-def answers(site: Served, tokens: int = 16) -> list[str]:
+def answers(site: Served, tokens: int = 40) -> list[str]:
     asked = [site.ask(text, max_new_tokens=tokens, no_retrieval=True) for text in PROMPTS]
     assert {answer["finish_reason"] for answer in asked} <= {"length", "stop"}
     return [answer["outputs"] for answer in asked]
@@ -59,7 +59,7 @@ def processes(site: Served) -> list[psutil.Process]:
 def test_tensor_parallel_answers_are_those_of_one_rank(pair, tmp_path, folders, models_dir) -> None:
     two = answers(pair)
     assert len(set(two)) == len(PROMPTS)
-    assert all(len(set(tiny.tokenizer().encode(text))) >= 5 for text in two)
+    assert min(len(set(tiny.tokenizer().encode(text))) for text in two) >= 5, two
     with served(tmp_path / "one", models_dir, str(folders["gpt_neox"]), 1) as site:
         assert answers(site) == two
         assert len(processes(site)) == 1

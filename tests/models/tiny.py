@@ -41,7 +41,7 @@ def make(folder: Path, kind: str = "gpt_neox", *, seed: int = 0, **config: objec
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "max_position_embeddings": WINDOW,
-        "initializer_range": 0.2,
+        "initializer_range": 0.3,
         "tie_word_embeddings": False,
         "bos_token_id": 0,
         "eos_token_id": 0,
