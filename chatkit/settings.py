@@ -18,6 +18,7 @@ _TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 
 # What may go to an upstream beside the common fields; the third is llama.cpp's name for the second.
 UPSTREAM_FIELDS = ("top_k", "repetition_penalty", "repeat_penalty", "max_completion_tokens")
+_ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _OWN_HEADERS = ("authorization", "host", "content-length", "content-type", "transfer-encoding", "connection", "accept")
 
@@ -178,8 +179,8 @@ class Settings:
             self.dynamodb_table,
             "3 to 255 letters, digits, '.', '_' or '-'",
         )
-        endpoint_ok = not self.dynamodb_endpoint or self.dynamodb_endpoint.startswith(("http://", "https://"))
-        _require(endpoint_ok, "dynamodb_endpoint", self.dynamodb_endpoint, "an address that starts http:// or https://")
+        if self.dynamodb_endpoint:
+            _check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
         _require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         _require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 
@@ -227,13 +228,18 @@ def _require(ok: bool, name: str, value: object, expected: str) -> None:
         raise ConfigError(f"{name} is {value!r}, expected {expected}; set {ENV_PREFIX}{name.upper()} or {FILE_NAME}")
 
 
+def _check_address(name: str, url: str, example: str) -> None:
+    """Refuse what is no address of a server, and one with a name or key in it, which errors would print."""
+    shown = url if "@" not in url else "an address with a name or key in it"
+    ok = _ADDRESS.fullmatch(url) is not None
+    _require(ok, name, shown, f"an address that starts http:// or https://, e.g. {example}")
+
+
 def _check_upstream(settings: Settings) -> None:
     """Check what says how another server is used; its address is needed where it is the engine."""
     url, context = settings.upstream_url, settings.upstream_context
-    host = re.fullmatch(r"https?://([^/?#@\s]+)(/[^?#@\s]*)?", url)
-    url_ok = host is not None if url else settings.engine != "openai"
-    shown = url if "@" not in url else "an address with a name or key in it"
-    _require(url_ok, "upstream_url", shown, "an address that starts http:// or https://, e.g. http://127.0.0.1:8000/v1")
+    if url or settings.engine == "openai":
+        _check_address("upstream_url", url, "http://127.0.0.1:8000/v1")
     key = settings.upstream_key
     key_ok = key is None or (key != "" and key.isascii() and key.isprintable() and " " not in key)
     _require(key_ok, "upstream_key", key, "a key of ASCII characters that is not empty, without spaces")

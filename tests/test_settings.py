@@ -228,3 +228,15 @@ def test_every_setting_is_described_with_its_type_and_help() -> None:
     assert [row[0] for row in rows] == [spec.name for spec in fields(Settings)]
     assert all(text.endswith(".") for *_, text in rows)
     assert dict((row[0], row[1]) for row in rows)["gate"] == "check_first | stream_first | final_only"
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://u:canary@h:8000", "http://h/?key=x", "h:8000", "http://", "http://a b", "ftp://h"]
+)
+def test_an_endpoint_is_an_address_without_a_name_or_key(endpoint):
+    with pytest.raises(
+        ConfigError, match=r"dynamodb_endpoint is .*, expected an address that starts http://"
+    ) as caught:
+        Settings(dynamodb_endpoint=endpoint)
+    assert "canary" not in str(caught.value)
+    assert Settings(dynamodb_endpoint="https://dynamodb.eu-central-1.amazonaws.com/").dynamodb_endpoint != ""
