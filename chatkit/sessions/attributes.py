@@ -54,6 +54,23 @@ def decode_item(attributes: dict[str, Attribute]) -> dict[str, Any]:
     return {name: decode(value) for name, value in attributes.items()}
 
 
+def size_of(item: dict[str, Any]) -> int:
+    """Return the most bytes that DynamoDB counts for an item: names, UTF-8 of texts, up to 21 for a number."""
+    return sum(len(name.encode()) + _size(value) for name, value in item.items())
+
+
+def _size(value: Any) -> int:
+    match value:
+        case None | bool():
+            return 1
+        case str():
+            return len(value.encode())
+        case list():
+            return 3 + sum(1 + _size(entry) for entry in value)
+        case _:
+            return 21
+
+
 def expressions(
     *, condition: str = "", update: str = "", keys: str = "", projection: str = "", **values: Any
 ) -> dict[str, Any]:

@@ -6,16 +6,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from chatkit.conversation import Conversation
 from chatkit.errors import ConfigError, Conflict, StoreFailed, TooLarge
 from chatkit.protocols import Accepted, NewTurn, Outcome, SessionList, Ticket
 from chatkit.sessions import items
-from chatkit.sessions.attributes import encode_item, expressions
+from chatkit.sessions.attributes import encode_item, expressions, size_of
 from chatkit.sessions.budget import TRIES, Budget
 from chatkit.sessions.table import INDEX, THREADS, Action, ConditionFailed, Table
-from chatkit.types import Owner, Turn
+from chatkit.types import FinishReason, Owner, Turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -24,7 +25,9 @@ Item = dict[str, Any]
 # What a call may take in all, seconds; removing a long session takes many.
 _BUDGET_S, _DELETE_S = 5.0, 60.0
 # An item has at most 400 KiB: what the message leaves of it is for the answer and the sources. Bytes.
-_MAX_MESSAGE = 256 * 1024
+_MAX_ITEM, _MAX_MESSAGE = 400 * 1024, 256 * 1024
+# What else a pending turn holds, its keys above all. Bytes.
+_MOST_BESIDE = 4096
 _ABSENT = "attribute_not_exists(#pk)"
 _MINE = "#attempt = :own_attempt AND #request_id = :own_request AND #status = :pending"
 
@@ -77,7 +80,11 @@ class DynamoDBStore:
         await self._run(lambda budget: self._renew(budget, ticket))
 
     async def finish(self, ticket: Ticket, outcome: Outcome) -> None:
-        """Store how the turn ended; see protocols.TurnStore."""
+        """Store how the turn ended; see protocols.TurnStore.
+
+        Raises:
+            TooLarge: message, answer and sources are more than an item holds: it is stored as aborted, cut to fit.
+        """
         await self._run(lambda budget: self._finish(budget, ticket, outcome))
 
     async def sessions(self, owner: Owner, *, limit: int, cursor: str | None = None) -> SessionList:
@@ -104,11 +111,16 @@ class DynamoDBStore:
         try:
             async with asyncio.timeout(seconds):
                 return await asyncio.get_running_loop().run_in_executor(self._executor, work, budget)
-        except (TimeoutError, ConfigError, StoreFailed) as error:
+        except ConfigError as error:
             # A setting that is wrong now was right when the store was opened, and may be again.
-            said = str(error) or "the session store did not answer in time; send the request again later"
-            log.error("DynamoDB table %s: %s", self._table.name, said)
-            raise StoreFailed(said) from error
+            log.error("%s", error)
+            raise StoreFailed("the session store is not set up; the operator's log says why") from error
+        except TimeoutError as error:
+            log.error("DynamoDB table %s: a call took more than %g s", self._table.name, seconds)
+            raise StoreFailed("the session store did not answer in time; send the request again later") from error
+        except StoreFailed as error:
+            self._table.log_cause(error)
+            raise
 
     def _load(self, budget: Budget, owner: Owner, session_id: str, limit: int) -> Conversation:
         key = expressions(keys="#pk = :pk", pk=items.session_key(owner, session_id))
@@ -219,7 +231,8 @@ class DynamoDBStore:
 
     def _finish(self, budget: Budget, ticket: Ticket, outcome: Outcome) -> None:
         partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
-        written = items.ended({}, outcome)
+        fitting = self._fitting(budget, partition, key, outcome)
+        written = items.ended({}, fitting)
         update = f"SET {', '.join(f'#{name} = :{name}' for name in written)} REMOVE #lease"
         failed = self._table.transact(
             budget,
@@ -227,9 +240,25 @@ class DynamoDBStore:
             self._table.require(partition, items.META),
         )
         stored = failed.get(0)
-        if not failed or (stored and 1 not in failed and _is_written(ticket, stored, written)):
-            return
-        raise items.not_owned(ticket)
+        if failed and not (stored and 1 not in failed and _is_written(ticket, stored, written)):
+            raise items.not_owned(ticket)
+        if outcome.status == "complete" and fitting is not outcome:
+            raise TooLarge(
+                f"message, answer and sources have more than the {_MAX_ITEM} bytes that the session store takes of a "
+                "turn, so it is stored as aborted and its answer cut; send a shorter message or lower max_new_tokens"
+            )
+
+    def _fitting(self, budget: Budget, partition: str, key: str, outcome: Outcome) -> Outcome:
+        """Return the outcome as the turn's item can hold it: a larger one is aborted, without sources, and cut."""
+        if size_of(items.ended({}, outcome)) + _MAX_MESSAGE + _MOST_BESIDE <= _MAX_ITEM:
+            return outcome  # whatever the message is; nearly every turn
+        item = self._table.get(budget, partition, key) or {}
+        if size_of(items.ended(item, outcome)) <= _MAX_ITEM:
+            return outcome
+        reason: FinishReason = "length" if outcome.status == "complete" else outcome.finish_reason
+        bare = replace(outcome, status="aborted", finish_reason=reason, assistant="", passages=())
+        room = _MAX_ITEM - size_of(items.ended(item, bare))
+        return replace(bare, assistant=outcome.assistant.encode()[:room].decode("utf-8", "ignore"))
 
     def _lease(self, now: float) -> float:
         return round(now + items.LEASE_S, 3)

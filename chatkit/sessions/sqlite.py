@@ -63,7 +63,8 @@ class SQLiteStore:
             self._write = _open(file)
             self._read = _connect(file)
         except (sqlite3.Error, OSError) as error:
-            raise StoreFailed(f"the session store {str(file)!r} cannot be opened: {error}; check its folder") from error
+            step = "move the file away or set --home" if _is_no_store(error) else "check its folder"
+            raise StoreFailed(f"the session store {str(file)!r} cannot be opened: {error}; {step}") from error
 
     async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
         """Return the newest turns; see protocols.TurnStore."""
@@ -106,7 +107,7 @@ class SQLiteStore:
             return await asyncio.get_running_loop().run_in_executor(executor, work)
         except sqlite3.Error as error:
             log.error("the session store %s failed: %s", self._file, error)
-            raise StoreFailed(f"the session store did not answer ({error}); send the request again later") from error
+            raise StoreFailed("the session store did not answer; send the request again later") from error
 
     def _transaction(self, work: Callable[[], T]) -> T:
         self._write.execute("BEGIN IMMEDIATE")
@@ -270,6 +271,12 @@ def _connect(file: Path) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA secure_delete = ON")  # what is removed or replaced is overwritten with zeros
     return connection
+
+
+def _is_no_store(error: Exception) -> bool:
+    """Whether the file is there and is something else: no database, a damaged one, or another program's."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF  # the rest of it says more exactly what
+    return code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_ERROR)
 
 
 def _migrate(connection: sqlite3.Connection, file: Path) -> None:

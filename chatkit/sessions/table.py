@@ -286,6 +286,13 @@ class Table:
             "name another with dynamodb_table"
         )
 
+    def log_cause(self, error: StoreFailed) -> None:
+        """Log what a failed call does not say: what stopped it, unless AWS answered; that was logged when it came."""
+        if not _code_of(error.__cause__):
+            log.error(
+                "DynamoDB table %s: %s", self.name, error.__cause__ or "a call was given up, see its time and tries"
+            )
+
     def _out_of_reach(self, error: StoreFailed) -> StoreFailed:
         where = self._endpoint or f"AWS region {self._region}"
         reason = str(error).partition(";")[0]

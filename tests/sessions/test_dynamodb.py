@@ -229,25 +229,31 @@ async def test_a_transaction_that_is_still_on_its_way_is_asked_about_and_not_sen
     assert await seqs(proxied) == [1]
 
 
-async def test_throttling_without_end_is_store_failed_within_the_budget(proxy, proxied) -> None:
+async def test_throttling_without_end_is_store_failed_within_the_budget(proxy, proxied, caplog) -> None:
     proxy.meddle = lambda operation, forward: refusal("ProvisionedThroughputExceededException")
     started = time.monotonic()
     with pytest.raises(StoreFailed, match="send the request again later") as caught:
         await proxied.accept(new())
     assert caught.value.retry_after == 5
+    (record,) = caplog.records
+    assert str(caught.value) not in record.getMessage()
+    assert f"DynamoDB table {proxied._table.name}: a call " in record.getMessage()
     assert time.monotonic() - started < 10  # 5 s on a machine that is not busy
 
 
 @pytest.mark.parametrize("silent", ["refuses", "hangs", "cuts"])
-async def test_a_server_that_does_not_answer_is_store_failed_within_the_budget(proxy, proxied, silent) -> None:
+async def test_a_server_that_does_not_answer_is_store_failed_within_the_budget(proxy, proxied, silent, caplog) -> None:
     ending = threading.Event()
     proxy.meddle = lambda operation, forward: ending.wait(20 if silent == "hangs" else 0) and None
     if silent == "refuses":
         proxy._server.server_close()
     started = time.monotonic()
     try:
-        with pytest.raises(StoreFailed, match="the session store did not answer"):
+        with pytest.raises(StoreFailed, match="the session store did not answer") as caught:
             await proxied.accept(new())
+        (record,) = [record for record in caplog.records if record.name.startswith("chatkit")]
+        assert str(caught.value) not in record.getMessage()
+        assert proxied._table.name in record.getMessage()
         assert time.monotonic() - started < 10  # 5 s on a machine that is not busy
     finally:
         ending.set()
@@ -261,7 +267,8 @@ async def test_a_reason_that_does_not_pass_is_store_failed_with_awss_words_in_th
     with pytest.raises(StoreFailed) as caught:
         await proxied.accept(new(text="zq74xkanary"))
     assert "exceeded" not in str(caught.value)
-    assert "ValidationError: Item size to update has exceeded" in caplog.text
+    (record,) = caplog.records
+    assert "ValidationError: Item size to update has exceeded" in record.getMessage()
 
 
 async def test_no_message_answer_or_key_is_logged_at_any_level(store, caplog) -> None:
@@ -357,6 +364,51 @@ async def test_a_message_that_leaves_no_room_for_an_answer_is_too_large(store) -
     assert await seqs(store) == [1]
 
 
+PASSAGES = tuple(Passage(f"p{n}", "", "Title " * 9, "a.md", "Section", 5, 13, 0.25) for n in range(50))
+
+
+@pytest.mark.parametrize(
+    ("message", "answer", "passages", "over"),
+    [
+        ("a" * 262_144, "b" * 200_000, (), True),
+        ("漢" * 87_000, "é" * 100_000, PASSAGES, True),
+        ("Hello", "b" * 420_000, (), True),
+        ("Hello", "b" * 390_000, PASSAGES, False),
+        ("a" * 262_144, "b" * 146_000, (), False),
+    ],
+)
+async def test_a_turn_too_large_for_its_item_is_stored_as_aborted_and_cut_and_the_caller_told_for_good(
+    store, calls, message, answer, passages, over
+) -> None:
+    outcome = Outcome("complete", "stop", answer, usage=Usage(3, 2), passages=passages)
+    ticket = (await store.accept(new(1, message))).ticket
+    calls.clear()
+    if over:
+        with pytest.raises(TooLarge, match=r"more than the 409600 bytes .* stored as aborted and its answer cut"):
+            await store.finish(ticket, outcome)
+    else:
+        await store.finish(ticket, outcome)
+    assert calls == {"GetItem": 1, "TransactWriteItems": 1}
+    (turn,) = await store.page(OWNER, "my-session", limit=9)
+    assert (turn.user, turn.usage) == (message, Usage(3, 2))
+    if not over:
+        assert (turn.status, turn.assistant, len(turn.passages)) == ("complete", answer, len(passages))
+        return
+    assert (turn.status, turn.finish_reason, turn.passages) == ("aborted", "length", ())
+    kept = len(turn.assistant.encode())
+    assert answer.startswith(turn.assistant)
+    assert 400 * 1024 - 1024 < len(message.encode()) + kept < 400 * 1024
+    assert (await store.accept(new(1, message))).ticket.attempt == 2
+
+
+async def test_an_answer_broken_off_when_it_was_too_large_already_keeps_what_fits_without_an_error(store) -> None:
+    ticket = (await store.accept(new(1, "a" * 262_144))).ticket
+    await store.finish(ticket, Outcome("aborted", "aborted", "b" * 200_000))
+    (turn,) = await store.page(OWNER, "my-session", limit=9)
+    assert (turn.status, turn.finish_reason) == ("aborted", "aborted")
+    assert 140_000 < len(turn.assistant) < 147_456
+
+
 async def test_numbers_come_back_as_they_were(dynamodb, table) -> None:
     store = DynamoDBStore(table, endpoint=dynamodb, clock=lambda: 1234567890.123456)
     try:
@@ -425,14 +477,20 @@ async def test_what_the_server_leaves_undone_of_a_batch_is_asked_for_again(proxy
     assert "session-a" not in ministack.everything_in(proxy.address, proxied._table.name)
 
 
-async def test_a_table_that_is_not_there_is_named_with_the_command_that_makes_it(dynamodb, table, store) -> None:
+async def test_a_table_that_is_not_there_is_named_with_the_command_that_makes_it_to_the_operator_alone(
+    dynamodb, table, store, caplog
+) -> None:
     with pytest.raises(ConfigError) as caught:
         DynamoDBStore("no-such-table", endpoint=dynamodb)
     command = f"chatkit sessions create-table --dynamodb-table no-such-table --dynamodb-endpoint {dynamodb}"
     assert str(caught.value) == f"the DynamoDB table 'no-such-table' does not exist; run: {command}"
     store._table.client.delete_table(TableName=table)
-    with pytest.raises(StoreFailed, match=f"{table}' does not exist; run: chatkit sessions create-table"):
+    caplog.clear()
+    with pytest.raises(StoreFailed) as failed:
         await store.accept(new())
+    assert str(failed.value) == "the session store is not set up; the operator's log says why"
+    (record,) = caplog.records
+    assert record.getMessage() == str(caught.value).replace("no-such-table", table)
 
 
 async def test_a_table_is_made_once_by_however_many_and_has_the_keys_it_needs(dynamodb) -> None:
