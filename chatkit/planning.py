@@ -1,7 +1,6 @@
 """Before a turn is accepted: the session is loaded and the message checked side by side, then search and prompt."""
 
 import asyncio
-import re
 import secrets
 import time
 from dataclasses import dataclass, replace
@@ -11,10 +10,9 @@ from chatkit import prompts, release
 from chatkit.conversation import Conversation
 from chatkit.errors import InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import LanguageModel, Moderator, NewTurn, Retriever, Ticket, TurnStore
-from chatkit.types import ChatRequest, ModerationResult, Passage, Turn
+from chatkit.types import CLIENT_ID, ChatRequest, ModerationResult, Passage, Turn, check_id
 
-# What a client may call a session or a request; ids that begin with `s-` are the server's own. DESIGN §2.15.
-_CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
+_CLIENT_ID = CLIENT_ID  # the shell of `chatkit chat` reads it here
 # A message this short is likely to lean on the one before it. Words.
 _SHORT_MESSAGE = 6
 # Messages of one request that are checked side by side: a long history must not fill the encoder for everybody else.
@@ -72,8 +70,8 @@ class Planner:
                 f"the message has {len(request.text)} characters, at most {self._options.max_message_chars} are taken"
             )
         for name, value in (("session_id", request.session_id), ("request_id", request.request_id)):
-            if value is not None and not _CLIENT_ID.fullmatch(value):
-                raise InvalidRequest(f"{name} is {value[:140]!r}, expected 8 to 128 letters, digits or any of ._~:@-")
+            if value is not None:
+                check_id(name, value)
         if request.history is not None:
             _validate_history(request, self._options.max_message_chars)
 

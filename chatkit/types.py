@@ -1,5 +1,6 @@
 """The values that travel through one chat turn. Frozen, validated once, and free of any library."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +20,20 @@ LABELS = (
     "needs caution",
     "needs intervention",
 )
+
+
+# What a client may call a session or a request; ids that begin with `s-` are the server's own. DESIGN §2.15.
+CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
+
+
+def check_id(name: str, value: str) -> None:
+    """Refuse what can be no session's or request's id.
+
+    Raises:
+        InvalidRequest: naming it.
+    """
+    if not CLIENT_ID.fullmatch(value):
+        raise InvalidRequest(f"{name} is {value[:140]!r}, expected 8 to 128 letters, digits or any of ._~:@-")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ import click
 from chatkit.cli import setting_options
 from chatkit.cli._show import as_json as json_line
 from chatkit.cli._show import plain, source_line
-from chatkit.errors import ConfigError, NotFound
+from chatkit.errors import ConfigError, InvalidRequest, NotFound
 from chatkit.settings import Settings, load_settings
-from chatkit.types import Owner, Turn
+from chatkit.types import Owner, Turn, check_id
 
 if TYPE_CHECKING:
     from chatkit.protocols import SessionHead
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Sessions and turns that are read at once.
 _PAGE = 100
+# Characters of an owner's name: with a session's id, percent-encoded, they fit a key of DynamoDB.
+_LONGEST_NAME = 64
+_STEP = "chatkit sessions list shows those there are"
 _DYNAMODB = ("dynamodb_table", "dynamodb_region", "dynamodb_endpoint")
 
 
@@ -88,6 +91,7 @@ def list_(
 @_owned
 def show(session_id: str, as_json: bool, config: str | None, flags: dict[str, Any], **whose: str | None) -> None:
     """Show the turns of a session; of a blocked one the label and the length, its text was never kept."""
+    _check_ids(session_id)
 
     async def read(store: "Store", owner: Owner) -> list[Turn]:
         return [turn async for turn in _turns(store, owner, session_id)]
@@ -114,6 +118,7 @@ def export(
     """
     if everything == bool(session_ids):
         raise click.UsageError("Name the sessions to export, or say --all.")
+    _check_ids(*session_ids)
 
     async def write(store: "Store", owner: Owner) -> None:
         if not everything:
@@ -151,6 +156,7 @@ def delete(
     """Remove sessions with everything in them. Run it again when it breaks off; it ends what it began."""
     if not yes and not sys.stdin.isatty():
         raise click.UsageError("There is nobody to ask; say --yes to remove the sessions.")
+    _check_ids(*session_ids)
 
     async def remove(store: "Store", owner: Owner) -> list[dict[str, Any]]:
         named = ", ".join(map(repr, session_ids))
@@ -215,7 +221,26 @@ async def _awaited(work: Awaitable[T]) -> T:
 def _owner(settings: Settings, *, tenant: str | None, user: str | None) -> Owner:
     """Return whose sessions are meant: those of the callers that a service with these settings has, unless named."""
     own = Owner.behind(settings.api_key)
+    for name, value in (("--tenant", tenant), ("--user", user)):
+        if value is not None and not (1 <= len(value) <= _LONGEST_NAME and value.isprintable()):
+            raise InvalidRequest(
+                f"{name} is {value[:80]!r}, expected 1 to {_LONGEST_NAME} characters that print; without it, "
+                "chatkit sessions list shows the sessions of the service's own callers"
+            )
     return Owner(own.tenant if tenant is None else tenant, own.user if user is None else user)
+
+
+def _check_ids(*session_ids: str) -> None:
+    """Refuse what can be no session's id, as the service does.
+
+    Raises:
+        InvalidRequest: naming the first.
+    """
+    for session_id in session_ids:
+        try:
+            check_id("ID", session_id)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{error}; {_STEP}") from None
 
 
 async def _turns(store: "Store", owner: Owner, session_id: str) -> AsyncIterator[Turn]:
@@ -225,10 +250,13 @@ async def _turns(store: "Store", owner: Owner, session_id: str) -> AsyncIterator
         NotFound: there is no such session.
     """
     after = 0
-    while page := await store.page(owner, session_id, limit=_PAGE, after=after):
-        for turn in page:
-            yield turn
-        after = page[-1].seq
+    try:
+        while page := await store.page(owner, session_id, limit=_PAGE, after=after):
+            for turn in page:
+                yield turn
+            after = page[-1].seq
+    except NotFound:
+        raise NotFound(f"session {session_id!r} does not exist; {_STEP}") from None
 
 
 async def _write(store: "Store", owner: Owner, session_id: str) -> None:

@@ -8,7 +8,6 @@ Every part is percent-encoded, so no part can end another early.
 import base64
 import hashlib
 import json
-import math
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -20,6 +19,9 @@ META = "Z#META"
 REQUEST = "R"
 # A pending turn is taken for aborted when its lease has not been renewed for this long. Seconds; DESIGN §2.9.
 LEASE_S = 15.0
+# A cursor holds a digest, a moment and an id of at most 128 characters. Characters; epoch seconds of the year 5138.
+_LONGEST_CURSOR = 2048
+_LATEST = 1e11
 
 
 def session_key(owner: Owner, session_id: str) -> str:
@@ -186,12 +188,19 @@ def position_of(owner: Owner, cursor: str) -> tuple[float, str]:
         InvalidRequest: the cursor is not one of this owner's.
     """
     try:
+        if len(cursor) > _LONGEST_CURSOR:
+            raise ValueError("longer than any that was given")
         digest, created_at, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if digest == _digest(owner) and isinstance(session_id, str) and math.isfinite(created_at):
+        if digest == _digest(owner) and _is_opening(created_at) and len(session_id.encode()) <= _LONGEST_CURSOR:
             return float(created_at), session_id
-    except (ValueError, TypeError, OverflowError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         pass  # whatever was sent in its place
     raise InvalidRequest(f"cursor is {cursor[:40]!r}, expected what a list of these sessions gave; start without one")
+
+
+def _is_opening(moment: Any) -> bool:
+    """Whether a session can have been opened then: in whole milliseconds, as `new_item` and the heads are written."""
+    return type(moment) in (int, float) and 0 <= moment < _LATEST and moment == round(moment, 3)
 
 
 def _digest(owner: Owner) -> str:

@@ -16,6 +16,7 @@ from chatkit.settings import load_settings
 from chatkit.types import Owner, Passage, Usage
 from tests import ministack
 
+STEP = "chatkit sessions list shows those there are"
 PASSAGE = Passage("p1", "", "Title", "a.md", "Section", 5, 13, 0.25)
 
 
@@ -173,8 +174,8 @@ def test_the_owner_is_that_of_the_services_callers_unless_another_is_named(tmp_p
 @pytest.mark.usefixtures("sqlite")
 def test_what_cannot_be_done_is_one_line_and_an_exit_code() -> None:
     for arguments, code, said in (
-        (("show", "no-session"), 3, "error: session 'no-session' does not exist"),
-        (("export", "session-1", "no-session"), 3, "error: session 'no-session' does not exist"),
+        (("show", "no-session"), 3, f"error: session 'no-session' does not exist; {STEP}"),
+        (("export", "session-1", "no-session"), 3, f"error: session 'no-session' does not exist; {STEP}"),
         (("export",), 2, "error: Name the sessions to export, or say --all."),
         (("export", "--all", "session-1"), 2, "error: Name the sessions to export, or say --all."),
         (("delete", "session-1"), 2, "error: There is nobody to ask; say --yes"),
@@ -185,6 +186,57 @@ def test_what_cannot_be_done_is_one_line_and_an_exit_code() -> None:
         assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
         assert done.stderr.startswith(said)
     assert chatkit("show", "session-1").returncode == 0
+
+
+BAD_IDS = ("", "short", "x" * 3000, "with space", "a/b/c/d/e", "\udcff\udcfe123456", "漢" * 8, "session-1\n")
+
+
+@pytest.mark.usefixtures("filled")
+def test_an_id_that_the_service_would_refuse_is_refused_with_the_command_that_lists_them() -> None:
+    for command in (("show",), ("export", "session-1"), ("delete", "--yes")):
+        for session_id in BAD_IDS if command == ("show",) else BAD_IDS[:3]:
+            done = chatkit(*command, session_id)
+            assert (done.returncode, done.stdout) == (2, "")
+            assert done.stderr == (
+                f"error: ID is {session_id[:140]!r}, expected 8 to 128 letters, digits or any of ._~:@-; {STEP}\n"
+            )
+    assert len(json.loads(chatkit("list", "--json").stdout)["sessions"]) == 3
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("flag", ["--user", "--tenant"])
+def test_an_owners_name_that_nobody_can_have_is_refused(flag) -> None:
+    for name in ("", "\udcff", "x" * 65, "a\nb", "\x1b[31m"):
+        done = chatkit("list", flag, name)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith(f"error: {flag} is {name!r}, expected 1 to 64 characters that print; ")
+        assert "chatkit sessions list" in done.stderr
+    assert chatkit("list", flag, "漢" * 64).returncode == 0
+    assert chatkit("show", "x" * 128, "--user", "漢" * 64, "--tenant", "漢" * 64).returncode == 3
+
+
+@pytest.mark.usefixtures("filled")
+def test_a_forged_cursor_is_one_line_and_exit_code_2() -> None:
+    for cursor in ("\udcff", "[" * 60_000, "W10", ""):
+        done = chatkit("list", "--cursor", cursor)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+        assert done.stderr.startswith("error: cursor is ")
+
+
+def test_a_failing_store_says_everything_once(tmp_path) -> None:
+    (tmp_path / "sessions.sqlite3").write_bytes(b"no database" * 1000)
+    done = chatkit("list", "--home", str(tmp_path))
+    assert (done.returncode, done.stderr.count("\n"), done.stderr.count("not a database")) == (4, 1, 1)
+    assert done.stderr.endswith("move the file away or set --home\n")
+
+
+def test_a_password_in_the_endpoint_is_refused_and_not_printed() -> None:
+    done = chatkit("list", "--store", "dynamodb", "--dynamodb-endpoint", "http://u:canary@127.0.0.1:9")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(
+        "error: dynamodb_endpoint is 'an address with a name or key in it', expected an address"
+    )
+    assert "canary" not in done.stderr
 
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 0), ("n", 130, 1), ("", 130, 1)])

@@ -1,5 +1,9 @@
 """What every SessionArchive does: the same suite over every store."""
 
+import base64
+import json
+import math
+
 import pytest
 
 from chatkit.errors import Conflict, InvalidRequest, NotFound
@@ -95,6 +99,40 @@ async def test_a_cursor_is_its_owners_alone_and_anything_else_is_invalid(store) 
     for wrong in ("", "x", "e30", "🙂", cursor[:-4], "W10"):
         with pytest.raises(InvalidRequest, match="start without one"):
             await store.sessions(OWNER, limit=1, cursor=wrong)
+
+
+FORGED = {
+    "half a character": [1000.0, "\ud800"],
+    "a late moment": [1e200, "my-session"],
+    "an early moment": [-1, "my-session"],
+    "a moment of no clock": [1e-300, "my-session"],
+    "no number": [math.nan, "my-session"],
+    "endless": [math.inf, "my-session"],
+    "a truth": [True, "my-session"],
+    "a moment of text": ["1000", "my-session"],
+    "a moment of many digits": [10**4000, "my-session"],
+    "an id of a number": [1000.0, 7],
+    "an id of nothing": [1000.0, None],
+    "a long id": [1000.0, "x" * 3000],
+    "a row too many": [1000.0, "my-session", 1],
+}
+
+
+@pytest.mark.parametrize("forgery", FORGED)
+async def test_a_cursor_of_right_form_with_a_wrong_place_in_it_is_invalid(store, forgery) -> None:
+    await talk(store, "my-session")
+    place = json.dumps([items._digest(OWNER), *FORGED[forgery]]).encode()
+    with pytest.raises(InvalidRequest, match="start without one") as caught:
+        await store.sessions(OWNER, limit=1, cursor=base64.urlsafe_b64encode(place).decode().rstrip("="))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("text", ["[" * 60_000, "[" * 1500, '{"a": 1, "b": 2, "c": 3}', "9" * 5000, "null", "\udcff"])
+async def test_a_cursor_of_any_other_form_is_invalid(store, text) -> None:
+    for cursor in (text, base64.urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).decode()):
+        with pytest.raises(InvalidRequest, match="start without one") as caught:
+            await store.sessions(OWNER, limit=1, cursor=cursor)
+        str(caught.value).encode()
 
 
 async def test_another_owner_sees_nothing_and_removes_nothing(store) -> None:
