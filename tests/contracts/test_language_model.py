@@ -49,6 +49,19 @@ async def local(models_dir: Path, home: Path) -> AsyncIterator[Engine]:
         yield Engine(model, lambda: model.tokens_made, bounded=False)
 
 
+def transformers(**options: object) -> Callable[[Path, Path], object]:
+    """Return an engine of the real default model, dequantised once; with `tensor_parallel` shared by ranks."""
+
+    @asynccontextmanager
+    async def opened(models_dir: Path, home: Path) -> AsyncIterator[Engine]:
+        async with AsyncExitStack() as stack:
+            settings = Settings(models_dir=models_dir, engine="transformers", threads=1, **options)
+            model = await open_model(settings, stack)
+            yield Engine(model, lambda: model.tokens_made)
+
+    return opened
+
+
 @asynccontextmanager
 async def openai(models_dir: Path, home: Path) -> AsyncIterator[Engine]:
     flags = ("--threads", "1", "--index", "", "--system-prompt", "", "--policy", "monitor", "--gate", "stream_first")
@@ -75,7 +88,8 @@ def named_by(variable: str) -> Callable[[Path, Path], object]:
 ENGINES = {
     "local": local,
     "openai": openai,
-    # "transformers" stands here once it is one of the settings' engines
+    "transformers": transformers(),
+    "tensor_parallel": transformers(tensor_parallel=3, dtype="float32"),
 }
 for name, variable in (("openai-vllm", "CHATKIT_TEST_VLLM_URL"), ("openai-llama.cpp", "CHATKIT_TEST_LLAMA_CPP_URL")):
     if os.environ.get(variable):
