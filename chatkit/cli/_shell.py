@@ -10,9 +10,8 @@ from chatkit.cli._interrupts import Interrupts, Stopped
 from chatkit.cli._screens import Screen
 from chatkit.cli._show import source_line
 from chatkit.cli._talkers import Question, Talker
-from chatkit.planning import _CLIENT_ID
 from chatkit.service import new_request_id
-from chatkit.types import Error, Passage, Replace, Reply, Retrieved, TextDelta, TurnStarted
+from chatkit.types import Error, Passage, Replace, Reply, Retrieved, TextDelta, TurnStarted, check_id
 
 HELP = {
     "/raw_say TEXT": "answer TEXT alone: no conversation, no retrieval, not stored; checked like any other",
@@ -195,7 +194,7 @@ class Shell:
 
     async def _go_on(self, session: str) -> None:
         if session:
-            require_session_id(session)
+            check_id("the session", session)
             self.session, self._sources, self._last = session, (), None
         self._screen.tell(f"session {self.session}" if self.session else "no session yet; the next message opens one")
 
@@ -210,18 +209,6 @@ class Shell:
 
     async def _quit(self, rest: str) -> None:
         self._leaving = True
-
-
-def require_session_id(session: str) -> None:
-    """Refuse what no session can be called.
-
-    Raises:
-        InvalidRequest: naming it.
-    """
-    if not _CLIENT_ID.fullmatch(session):
-        raise errors.InvalidRequest(
-            f"the session is {session[:140]!r}, expected 8 to 128 letters, digits or any of ._~:@-"
-        )
 
 
 def _require_nothing(command: str, rest: str) -> None:

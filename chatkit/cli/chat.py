@@ -49,11 +49,11 @@ def chat(
     stderr.
     """
     from chatkit.cli._interrupts import Interrupts, Stopped
-    from chatkit.cli._shell import require_session_id
+    from chatkit.types import check_id
 
     _require_streams()
     if session is not None:
-        require_session_id(session)
+        check_id("--session", session)
     settings = load_settings(flags, file=Path(config) if config else None)
     _require_fitting(url, flags)
     log_to_stderr()

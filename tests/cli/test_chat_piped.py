@@ -101,7 +101,7 @@ def test_a_step_is_said_once_and_none_is_a_command_where_nobody_types() -> None:
 def test_a_session_that_cannot_be_is_refused_before_anything_loads(session) -> None:
     done = pipe("hello\n", "--session", session)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: the session is ")
+    assert done.stderr.startswith("error: --session is ")
     assert "expected 8 to 128 letters, digits or any of ._~:@-" in done.stderr
     assert done.stderr.count("\n") == 1
 
