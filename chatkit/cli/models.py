@@ -1,6 +1,5 @@
 """`chatkit models`: fetch models into the cache, and list them."""
 
-import json
 import sys
 import time
 from collections.abc import Iterable
@@ -11,6 +10,9 @@ from typing import Any
 import click
 
 from chatkit.cli import setting_options
+from chatkit.cli._screens import echo
+from chatkit.cli._show import as_json as json_line
+from chatkit.cli._show import one_line
 from chatkit.settings import Settings, load_settings
 
 FORMS = (
@@ -57,12 +59,12 @@ def pull(
     finally:
         progress.close()
     if as_json:
-        click.echo(json.dumps({"models": [asdict(row) for row in pulled]}, default=str))
+        echo(json_line({"models": [asdict(row) for row in pulled]}))
         return
     for row in pulled:
         how = f"pulled in {row.seconds:.1f} s" if row.downloaded else "already here"
         checked = ", SHA-256 checked" if row.verified else ""
-        click.echo(f"{row.role or 'model'}: {how}{checked}: {row.path}")
+        echo(one_line(f"{row.role or 'model'}: {how}{checked}: {row.path}"))
 
 
 @models.command("list")
@@ -79,19 +81,21 @@ def list_(as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
     rows = wiring.list_models(settings)
     if as_json:
         shown = {"models_dir": str(settings.models), "models": [asdict(row) for row in rows]}
-        click.echo(json.dumps(shown, default=str))
+        echo(json_line(shown))
         return
     table = [("  ROLE", "NAME", "PROFILE", "SIZE", "LICENCE", "STATE", "SOURCE")]
     for row in rows:
         state = ("verified" if row.verified else "present") if row.present else "not present"
         role, profiles = f"{'*' if row.used else ' '} {row.role or ''}", ", ".join(row.profiles)
         table.append((role, row.name, profiles, _size(row.bytes), row.licence or "unknown", state, row.source))
-    click.echo(_columns(table))
-    click.echo("\n* used by these settings")
+    echo(_columns(table))
+    echo("\n* used by these settings\n")
     for row in rows:
-        click.echo(f"\n{row.name}: {row.path or row.problem}" + (f"\n  {row.page}" if row.page else ""), nl=False)
-    click.echo("\n\nA source is `default` or one of:")
-    click.echo(_columns([(f"  {form}", text) for form, text in FORMS]))
+        echo(one_line(f"{row.name}: {row.path or row.problem}"))
+        if row.page:
+            echo(f"  {one_line(row.page)}")
+    echo("\nA source is `default` or one of:")
+    echo(_columns([(f"  {form}", text) for form, text in FORMS]))
 
 
 def _settings(config: str | None, flags: dict[str, Any]) -> Settings:
@@ -103,10 +107,15 @@ def _size(count: int) -> str:
 
 
 def _columns(rows: Iterable[tuple[str, ...]]) -> str:
-    rows = list(rows)
+    rows = [tuple(_cell(cell) for cell in row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Return text that came from anywhere as one line; the spaces before it are the table's."""
+    return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
 
 
 class _Lines:
@@ -120,7 +129,7 @@ class _Lines:
 
     def note(self, line: str) -> None:
         """Write the line."""
-        click.echo(line, err=True)
+        echo(one_line(line), err=True)
 
     def received(self, name: str, done: int, total: int | None) -> None:
         """Write how far it is, unless the last line is fresh."""
@@ -129,7 +138,7 @@ class _Lines:
             return
         self._last, self._next = here, now + self._EVERY_S
         share = f" of {_size(total)} ({100 * done // max(total, 1)} %)" if total is not None else " MiB"
-        click.echo(f"{name}: {done / 2**20:.1f}{share}", err=True)
+        echo(one_line(f"{name}: {done / 2**20:.1f}{share}"), err=True)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -145,7 +154,7 @@ class _Bars:
     def note(self, line: str) -> None:
         """Write the line above the bars."""
         self.close()
-        click.echo(line, err=True)
+        echo(one_line(line), err=True)
 
     def received(self, name: str, done: int, total: int | None) -> None:
         """Move the bar of `name`."""
@@ -154,7 +163,9 @@ class _Bars:
         if self._bar is None or name != self._name:
             self.close()
             self._name = name
-            self._bar = tqdm(desc=name, total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr)
+            self._bar = tqdm(
+                desc=one_line(name), total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr
+            )
         self._bar.total = total
         self._bar.update(done - self._bar.n)
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -20,6 +20,9 @@ WORK = ".pulling"
 RESUMABLE = ("hf-", "modelscope-")
 # What a model may consist of. Anything else is left behind: pickled weights run code when they are read.
 SAFE_SUFFIXES = frozenset({".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja"})
+WEIGHTS = (".safetensors", ".gguf")
+# What file systems take: bytes of one name, and of a path with room for the folders above it.
+_LONGEST_NAME, _LONGEST_PATH = 255, 2048
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _CHUNK = 1 << 20
 
@@ -124,12 +127,58 @@ def relative(name: str) -> str:
     """Return `name` when it is a plain relative path inside an archive or repository.
 
     Raises:
-        ModelError: for a name that would be written outside its folder.
+        ModelError: for a name that would be written outside its folder, that cannot be seen whole, or that is too long.
     """
+    if not name.isprintable():
+        raise ModelError(
+            f"the file name {name!r:.120} has control characters or others that cannot be seen; it is refused"
+        )
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]:
         raise ModelError(f"the file name {name!r} leaves its folder; this archive or repository is not to be trusted")
+    longest = max(len(part.encode()) for part in parts)
+    if longest > _LONGEST_NAME or len(name.encode()) > _LONGEST_PATH:
+        raise ModelError(
+            f"the file name {name!r:.120}… has {longest} bytes in one part, at most {_LONGEST_NAME} are taken"
+        )
     return str(PurePosixPath(name))
+
+
+def require_distinct(paths: Sequence[str], source: str) -> None:
+    """Check that files can lie beside each other.
+
+    Raises:
+        ModelError: two have one name, or one is another's folder.
+    """
+    folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+    seen: set[str] = set()
+    for path in paths:
+        if path in seen or path in folders:
+            how = "twice" if path in seen else "as a file and as a folder"
+            raise ModelError(f"{source!r} lists {path!r} {how}; this archive or repository is not to be trusted")
+        seen.add(path)
+
+
+def require_weights(path: str, size: int, source: str) -> None:
+    """Check that a file of weights holds some.
+
+    Raises:
+        ModelError: it is empty.
+    """
+    if size == 0 and path.lower().endswith(WEIGHTS):
+        raise ModelError(f"{path!r} of {source!r} has 0 bytes, expected weights; choose another revision or model")
+
+
+def require_free_name(model: str) -> None:
+    """Check that a model does not lie where the cache keeps its own.
+
+    Raises:
+        ModelError: it would.
+    """
+    if model.lower() in (RECEIPT, DERIVED):
+        raise ModelError(
+            f"a model cannot be called {model!r}: the cache keeps its own under that name; use it by its path instead"
+        )
 
 
 def is_safe(name: str) -> bool:
@@ -174,7 +223,7 @@ def full_disk(folder: Path, needed: int | None) -> ModelError:
 
 @contextmanager
 def disk_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn a full or read-only disk into a ModelError that names the folder."""
+    """Turn what the disk refuses into a ModelError that names the folder."""
     try:
         yield
     except OSError as error:
@@ -186,7 +235,7 @@ def disk_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise ModelError(f"{str(folder)!r} cannot be made a folder; set CHATKIT_MODELS_DIR to another") from error
-        raise
+        raise ModelError(f"the pull into {str(folder)!r} failed ({error})") from error
 
 
 @contextmanager

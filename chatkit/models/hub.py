@@ -14,7 +14,6 @@ from chatkit.models.modelscope import ModelScope
 from chatkit.models.transfer import Hub, HubFile, Listing, Transfer, open_client
 
 _FORM = re.compile(r"(?P<kind>hf|modelscope):(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^#@\s]+))?(?:#(?P<file>.+))?")
-_WEIGHTS = (".safetensors", ".gguf")
 _HUBS: Mapping[str, Callable[[str], Hub]] = {"hf": HuggingFace.of_user, "modelscope": ModelScope.of_user}
 _DEFAULT_REVISIONS = {"hf": "main", "modelscope": "master"}
 
@@ -34,11 +33,14 @@ class HubRepository:
         match = _FORM.fullmatch(source)
         if match is None:
             return None
+        revision = match["revision"] or _DEFAULT_REVISIONS[match["kind"]]
+        if {".", ".."} & {*match["name"].split("/"), *revision.split("/")} or not revision.isprintable():
+            raise ModelError(f"{source!r:.200} names no repository, expected {match['kind']}:ORG/NAME[@REV][#FILE]")
         file = cache.relative(match["file"]) if match["file"] else ""
         if file and not cache.is_safe(file):
             kinds = ", ".join(sorted(cache.SAFE_SUFFIXES))
             raise ModelError(f"{file!r} of {match['name']!r} is not of a kind that is read safely; expected {kinds}")
-        return cls(match["kind"], match["name"], match["revision"] or _DEFAULT_REVISIONS[match["kind"]], file)
+        return cls(match["kind"], match["name"], revision, file)
 
     def __str__(self) -> str:
         """Return the source as a user writes it."""
@@ -48,6 +50,11 @@ class HubRepository:
     def slug(self) -> str:
         """The readable part of the entry folder's name."""
         return re.sub(r"[^\w.@-]", "--", f"{self.name}@{self.revision}")
+
+    @property
+    def model(self) -> str:
+        """What the model's file or folder is called in the entry folder."""
+        return PurePosixPath(self.file).name or self.name.split("/")[1]
 
 
 def fetch(wanted: HubRepository, work: Path, *, progress: Progress) -> Receipt:
@@ -65,13 +72,15 @@ def fetch(wanted: HubRepository, work: Path, *, progress: Progress) -> Receipt:
         transfer = Transfer(client, site, wanted.name, str(wanted), progress)
         listing = transfer.listing(wanted.revision)
         chosen = _choose(wanted, listing)
+        for file in chosen:
+            cache.require_weights(file.path, file.bytes, str(wanted))
         parts = _parts(work, listing.commit)
         held = sum(path.stat().st_size for path in parts.rglob("*") if path.is_file())
         needed = max(sum(file.bytes for file in chosen) - held, 0)
         cache.require_space(work, needed)
         with cache.disk_errors(work, needed):
             hashes = [transfer.bring(file, parts / file.path, listing.commit) for file in chosen]
-    model = PurePosixPath(wanted.file).name or wanted.name.split("/")[1]
+    model = wanted.model
     received = []
     for file, digest in zip(chosen, hashes, strict=True):
         path = model if wanted.file else f"{model}/{file.path}"
@@ -100,7 +109,7 @@ def _choose(wanted: HubRepository, listing: Listing) -> Sequence[HubFile]:
     if wanted.file:
         named = [file for file in listing.files if file.path == wanted.file]
         if not named:
-            near = ", ".join(repr(file.path) for file in listing.files if file.path.endswith(_WEIGHTS)) or "none"
+            near = ", ".join(repr(file.path) for file in listing.files if file.path.endswith(cache.WEIGHTS)) or "none"
             raise ModelError(f"{wanted.name!r} has no file {wanted.file!r} at {wanted.revision!r}; its weights: {near}")
         return named
     if not listing.complete:
@@ -108,7 +117,7 @@ def _choose(wanted: HubRepository, listing: Listing) -> Sequence[HubFile]:
             f"{wanted.name!r} has more files than the hub lists at once; name one: {wanted.kind}:{wanted.name}#FILE"
         )
     safe = [file for file in listing.files if cache.is_safe(file.path)]
-    if not any(file.path.endswith(_WEIGHTS) for file in safe):
+    if not any(file.path.endswith(cache.WEIGHTS) for file in safe):
         raise ModelError(
             f"{wanted.name!r} holds neither safetensors nor GGUF weights; pickled ones are never loaded: "
             "choose a repository or revision that has safe ones"

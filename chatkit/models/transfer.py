@@ -5,14 +5,16 @@ What differs between hubs is a `Hub`; `huggingface` and `modelscope` are the two
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from chatkit.errors import BrokenModel, ModelError, Offline
+from chatkit.models import cache
 from chatkit.models.cache import Progress
 
 if TYPE_CHECKING:
@@ -37,6 +39,21 @@ class HubFile:
     bytes: int
     sha256: str = ""
     blob: str = ""
+
+    @classmethod
+    def listed(cls, path: object, size: object, sha256: object = "", blob: object = "") -> "HubFile":
+        """Return one row of a hub's listing, after a look at everything in it.
+
+        Raises:
+            ValueError: a field is none.
+            ModelError: the name cannot be a file's.
+        """
+        if not isinstance(path, str) or isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"the file {path!r:.120} has size {size!r:.40}")
+        hashes = [str(value or "").lower() for value in (sha256, blob)]
+        if not re.fullmatch("(?:[0-9a-f]{64})? (?:[0-9a-f]{40}|[0-9a-f]{64})?", " ".join(hashes)):
+            raise ValueError(f"the file {path!r:.120} has hashes {sha256!r:.80} and {blob!r:.80}")
+        return cls(cache.relative(path), size, *hashes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +109,18 @@ class Hub(Protocol):
         ...
 
 
+def usable_token(value: str, where: str) -> str:
+    """Return a token without the spaces around it.
+
+    Raises:
+        ModelError: no header can carry it; the error names `where` it is kept, and never the token.
+    """
+    token = value.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise ModelError(f"the token in {where} has characters that no HTTP header takes, expected printable ASCII")
+    return token
+
+
 class TryLater(Exception):
     """The hub answered, but not with what was asked for."""
 
@@ -100,9 +129,7 @@ def open_client(hub: Hub) -> "httpx.Client":
     """Return a client whose token leaves for the hub's own host only: httpx drops it on a redirect to another."""
     import httpx
 
-    parts = urlsplit(hub.endpoint)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ModelError(f"{hub.endpoint_variable} is {hub.endpoint!r}, expected an address that starts https://")
+    parts = _address(hub)
     secure = parts.scheme == "https"
 
     def no_downgrade(request: httpx.Request) -> None:
@@ -114,12 +141,35 @@ def open_client(hub: Hub) -> "httpx.Client":
         raise ModelError(
             f"{hub.endpoint_variable} is {hub.endpoint!r}: the token is not sent without TLS; use https:// or no token"
         )
-    return httpx.Client(
-        headers={"User-Agent": "chatkit", "Accept-Encoding": "identity", **credentials},
-        follow_redirects=True,
-        timeout=httpx.Timeout(30.0, connect=5.0),
-        event_hooks={"request": [no_downgrade]},
-    )
+    try:
+        return httpx.Client(
+            headers={"User-Agent": "chatkit", "Accept-Encoding": "identity", **credentials},
+            follow_redirects=True,
+            timeout=httpx.Timeout(30.0, connect=5.0),
+            event_hooks={"request": [no_downgrade]},
+        )
+    except (ValueError, ImportError, httpx.InvalidURL):  # its words hold the proxy's password
+        raise ModelError(
+            "the proxy of HTTPS_PROXY, HTTP_PROXY or ALL_PROXY cannot be used, expected http://HOST:PORT"
+        ) from None
+
+
+def _address(hub: Hub) -> SplitResult:
+    """Return the endpoint's parts; it is shown in errors and kept in receipts, so it holds no secret."""
+    if "@" in hub.endpoint:
+        raise ModelError(
+            f"{hub.endpoint_variable} has a user or password, expected an address without; "
+            f"a token goes into {hub.token_variable}"
+        )
+    try:
+        parts = urlsplit(hub.endpoint)
+        whole = parts.hostname and parts.port != 0 and hub.endpoint.isprintable() and not parts.query + parts.fragment
+    except ValueError:
+        whole = False
+    if not whole or parts.scheme not in ("http", "https"):
+        shown = re.sub(r"[?#].*", "…", hub.endpoint, flags=re.DOTALL)
+        raise ModelError(f"{hub.endpoint_variable} is {shown!r:.120}, expected an address that starts https://")
+    return parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +192,23 @@ class Transfer:
 
         Raises:
             Offline: the hub cannot be reached, or is overloaded.
-            ModelError: refused, not there, or no answer of a model hub.
+            ModelError: refused, not there, no answer of a model hub, or files that cannot lie beside each other.
         """
         import httpx
 
+        strange = (httpx.TooManyRedirects, httpx.DecodingError, httpx.InvalidURL)
         try:
-            return self.hub.listing(self, self.name, revision)
-        except (ValueError, KeyError, TypeError, AttributeError, httpx.TooManyRedirects) as error:
-            raise ModelError(
-                f"{self.hub.endpoint!r} did not answer like a model hub for {self.name!r} ({error}); "
-                f"check {self.hub.endpoint_variable}"
-            ) from error
+            listing = self.hub.listing(self, self.name, revision)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, *strange) as error:
+            raise self._stranger(error) from error
+        cache.require_distinct([file.path for file in listing.files], self.source)
+        return listing
+
+    def _stranger(self, error: Exception) -> ModelError:
+        return ModelError(
+            f"{self.hub.endpoint!r} did not answer like a model hub for {self.name!r} "
+            f"({type(error).__name__}: {error!s:.200}); check {self.hub.endpoint_variable}"
+        )
 
     def ask(self, url: str, **params: str) -> Any:
         """Return the JSON of one answer."""
@@ -182,6 +238,8 @@ class Transfer:
                 self._receive(url, file, part, start)
             except (httpx.TransportError, TryLater) as error:
                 cut = error
+            except (httpx.TooManyRedirects, httpx.InvalidURL) as error:
+                raise self._stranger(error) from error
             if part.stat().st_size > start:
                 failures = 0  # it goes on, if slowly
             else:
@@ -244,7 +302,7 @@ class Transfer:
         if isinstance(error, TryLater):
             raise Offline(f"{host!r} keeps answering {error} for {self.source!r}; try again later") from error
         raise Offline(
-            f"cannot reach {host!r} for {self.source!r} ({error or type(error).__name__}); connect and pull again, "
+            f"cannot reach {host!r} for {self.source!r} ({_reason(error)}); connect and pull again, "
             f"set {self.hub.endpoint_variable} to a mirror, or use a model that is already here by its path"
         ) from error
 
@@ -261,6 +319,14 @@ class Transfer:
                     f"expected {published}; nothing was kept"
                 )
         return digest.hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system says; httpx's words on a protocol may hold a header, and with it the token."""
+    import httpx
+
+    told = str(error) if isinstance(error, httpx.NetworkError | httpx.TimeoutException) else ""
+    return told or type(error).__name__
 
 
 def _require_whole(answer: "httpx.Response", file: HubFile, done: int) -> None:

