@@ -3,12 +3,14 @@
 import http.server
 import json
 import os
+import posixpath
 import re
 import runpy
 import stat
 import subprocess
 import sys
 import threading
+import tomllib
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
 
@@ -110,14 +112,92 @@ def test_every_command_of_chatkits_exists() -> None:
         check_command_line(call)
 
 
-def test_every_source_that_is_copied_exists_and_is_let_into_the_build() -> None:
-    rules = [rule for rule in (ROOT / ".dockerignore").read_text().splitlines() if rule and not rule.startswith("#")]
-    assert rules[0] == "*", "everything is left out that is not named"
-    let_in = {rule[1:] for rule in rules if rule.startswith("!")}
-    assert set(copied()) == let_in
-    for source in let_in:
-        assert (ROOT / source).exists(), source
-    assert not any(re.search(r"\.(env|key|pem|sqlite3)|\.git", source) for source in let_in)
+def ignore_rules(text: str) -> list[tuple[re.Pattern[str], bool]]:
+    """Return the patterns of a .dockerignore as Docker reads them, and whether each lets files in.
+
+    Patterns are cleaned as Go's `filepath.Clean` does, which drops the slash at their end; `*` and `?` stop at a slash,
+    `**` does not; a pattern also stands for all that is below what it names.
+    """
+    rules = []
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        lets_in = line.strip().startswith("!")
+        pattern = posixpath.normpath(line.strip().removeprefix("!").strip()).strip("/")
+        parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]*\])", pattern)
+        known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+        shape = "".join(known.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
+        rules.append((re.compile(f"{shape}(?:/.*)?", re.DOTALL), lets_in))
+    return rules
+
+
+def let_in(path: str, rules: list[tuple[re.Pattern[str], bool]]) -> bool:
+    """Whether a file is in the build's context: the last pattern that fits it decides."""
+    return next((lets_in for pattern, lets_in in reversed(rules) if pattern.fullmatch(path)), True)
+
+
+def tracked(*under: str) -> list[str]:
+    """Return the files of the repository below the given paths."""
+    command = ["git", "ls-files", "-z", "--", *under]
+    return [path for path in subprocess.check_output(command, cwd=ROOT, text=True).split("\0") if path]
+
+
+RULES = ignore_rules((ROOT / ".dockerignore").read_text(encoding="utf-8"))
+
+
+def test_every_source_that_is_copied_exists_and_all_of_it_is_let_into_the_build() -> None:
+    for source in copied():
+        files = tracked(source)
+        assert files, source
+        assert [path for path in files if not let_in(path, RULES)] == []
+
+
+def test_what_the_recipe_reads_is_copied_and_let_into_the_build() -> None:
+    recipe = tomllib.loads((ROOT / "index" / "docs.toml").read_text(encoding="utf-8"))
+    read = {"index/docs.toml"}
+    for pattern in recipe["sources"]:
+        read |= {str(path.relative_to(ROOT)) for path in (ROOT / "index" / recipe["root"]).resolve().glob(pattern)}
+    assert {"README.md", "docs/docker.md", "index/README.md"} <= read
+    for path in read:
+        assert let_in(path, RULES), path
+        assert any(path == source or path.startswith(f"{source}/") for source in copied()), path
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        ".env",
+        "chat.sqlite3",
+        "docker/api-key",
+        "tests/conftest.py",
+        "index/docs/v1/passages.parquet",
+        "index/handbook/current",
+        "chatkit/__pycache__/errors.cpython-311.pyc",
+        "chatkit/old.pyc",
+    ],
+)
+def test_nothing_else_is_let_into_the_build(path) -> None:
+    assert not let_in(path, RULES)
+
+
+@pytest.mark.parametrize(
+    ("rules", "path", "inside"),
+    [
+        ("index/*/", "index/docs.toml", False),  # cleaned to index/*
+        ("index/*/**", "index/docs.toml", True),
+        ("index/*/**", "index/docs/v1/a", False),
+        ("*\n!docs", "docs/a/b.md", True),
+        ("!docs\n*", "docs/a.md", False),
+        ("**/*.pyc", "a.pyc", False),
+        ("**/*.pyc", "a/b/c.pyc", False),
+        ("a?c", "a/c", True),
+        ("./a//b/", "a/b/c", False),
+        ("# a\n\na[bc]", "ab", False),
+    ],
+)
+def test_the_ignore_file_is_read_as_docker_reads_it(rules, path, inside) -> None:
+    assert let_in(path, ignore_rules(rules)) is inside
 
 
 def test_ports_are_published_on_loopback_only() -> None:
