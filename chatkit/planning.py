@@ -10,9 +10,8 @@ from chatkit import prompts, release
 from chatkit.conversation import Conversation
 from chatkit.errors import InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import LanguageModel, Moderator, NewTurn, Retriever, Ticket, TurnStore
-from chatkit.types import CLIENT_ID, ChatRequest, ModerationResult, Passage, Turn, check_id
+from chatkit.types import ChatRequest, ModerationResult, Passage, Turn, check_id
 
-_CLIENT_ID = CLIENT_ID  # the shell of `chatkit chat` reads it here
 # A message this short is likely to lean on the one before it. Words.
 _SHORT_MESSAGE = 6
 # Messages of one request that are checked side by side: a long history must not fill the encoder for everybody else.

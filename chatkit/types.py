@@ -23,7 +23,7 @@ LABELS = (
 
 
 # What a client may call a session or a request; ids that begin with `s-` are the server's own. DESIGN §2.15.
-CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
+_CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
 
 
 def check_id(name: str, value: str) -> None:
@@ -32,7 +32,7 @@ def check_id(name: str, value: str) -> None:
     Raises:
         InvalidRequest: naming it.
     """
-    if not CLIENT_ID.fullmatch(value):
+    if not _CLIENT_ID.fullmatch(value):
         raise InvalidRequest(f"{name} is {value[:140]!r}, expected 8 to 128 letters, digits or any of ._~:@-")
 
 
