@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import math
 import sqlite3
 import time
@@ -60,6 +61,7 @@ class SQLiteStore:
         self._reader = ThreadPoolExecutor(1, "sqlite-read")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(file, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its log the same rights
             self._write = _open(file)
             self._read = _connect(file)
         except (sqlite3.Error, OSError) as error:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -307,3 +308,16 @@ async def test_a_reader_that_keeps_the_log_delays_the_overwriting_and_not_the_re
     reader.close()
     await store.delete(OWNER, "my-session")
     assert file.with_name(file.name + "-wal").stat().st_size == 0
+
+
+async def test_what_people_said_is_for_the_owner_of_the_file_alone(tmp_path) -> None:
+    before = os.umask(0o022)
+    try:
+        store = SQLiteStore(tmp_path / "sessions.sqlite3")
+        await store.accept(NewTurn(Owner(), "my-session", "request-1", "Hello", 5))
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+        store.close()
+    finally:
+        os.umask(before)
+    assert set(modes) >= {"sessions.sqlite3", "sessions.sqlite3-wal"}
+    assert set(modes.values()) == {0o600}
