@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Callable
