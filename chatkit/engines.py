@@ -99,6 +99,7 @@ async def _open_openai(settings: Settings, stack: AsyncExitStack) -> LanguageMod
     key = str(settings.upstream_key or "") if settings.upstream_auth == "bearer" else ""
     options = upstream.UpstreamOptions(
         url=settings.upstream_url,
+        proxy=settings.upstream_proxy,
         model=settings.upstream_model,
         context=settings.upstream_context,
         systems=settings.upstream_system,

@@ -90,6 +90,7 @@ class Settings:
     prefix_cache: bool = _setting(True, "Reuse the cache of prompts that start alike.")
 
     upstream_url: str = _setting("", "Address of an OpenAI-compatible server, for the engine `openai`; ends in /v1.")
+    upstream_proxy: str = _setting("", "Proxy on the way to that server; empty: none, whatever HTTP_PROXY says.")
     upstream_model: str = _setting("", "What the server calls the model; empty takes the first that it lists.")
     upstream_auth: Literal["bearer", "sagemaker", "none"] = _setting(
         "bearer", "What goes with a request: the key, if there is one; a token made of the AWS credentials; or nothing."
@@ -240,6 +241,8 @@ def _check_upstream(settings: Settings) -> None:
     url, context = settings.upstream_url, settings.upstream_context
     if url or settings.engine == "openai":
         _check_address("upstream_url", url, "http://127.0.0.1:8000/v1")
+    if settings.upstream_proxy:
+        _check_address("upstream_proxy", settings.upstream_proxy, "http://proxy:3128")
     key = settings.upstream_key
     key_ok = key is None or (key != "" and key.isascii() and key.isprintable() and " " not in key)
     _require(key_ok, "upstream_key", key, "a key of ASCII characters that is not empty, without spaces")

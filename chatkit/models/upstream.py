@@ -53,6 +53,7 @@ class UpstreamOptions:
     first_s: float = 60.0
     stall_s: float = 30.0
     most_live: int = 320
+    proxy: str = ""
 
 
 class UpstreamGeneration:
@@ -163,6 +164,10 @@ class UpstreamModel:
             timeout=httpx.Timeout(None, connect=_CONNECT_TIMEOUT),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=30.0),
             follow_redirects=False,
+            # Prompts and the key go where the settings say: not to HTTP_PROXY's host, and no other key out of ~/.netrc.
+            trust_env=False,
+            proxy=options.proxy or None,
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE and SSL_CERT_DIR go on to hold
         )
         self.exchange = Exchange(
             self._client, credentials, secret=options.secret, first_s=options.first_s, stall_s=options.stall_s

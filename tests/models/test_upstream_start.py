@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from chatkit.errors import EngineFailed
+from chatkit.errors import ConfigError, EngineFailed
 from chatkit.models import upstream
+from chatkit.settings import Settings
 from chatkit.types import SamplingParams
 from tests.models.upstream_fake import (
     MODELS,
@@ -173,3 +174,25 @@ async def test_closing_ends_what_runs_and_leaves_nothing_open(fake) -> None:
     await until(lambda: not fake.open)
     with pytest.raises(EngineFailed, match="shutting down"):
         model.generate(prompt(model), SamplingParams())
+
+
+async def test_prompts_and_the_key_go_to_no_proxy_but_the_one_in_the_settings(fake, monkeypatch) -> None:
+    async with running() as proxy:
+        address = proxy.url.removesuffix("/v1")
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, address)
+        async with opened(fake) as model:
+            assert (await read(model))[0] == "Hello"
+        assert (proxy.connections, len(fake.asked)) == (0, 1)
+        async with opened(fake, proxy=address, model="m", context=512) as model:
+            assert (await read(model))[0] == "Hello"
+        assert [asked.path for asked in proxy.asked] == [f"{fake.url}/chat/completions"]
+        assert len(fake.asked) == 1
+
+
+def test_a_proxy_with_a_password_is_refused_without_printing_it() -> None:
+    with pytest.raises(ConfigError, match=r"upstream_proxy is 'an address with a name or key in it'") as caught:
+        Settings(upstream_proxy="http://user:canary@proxy:3128")
+    assert "canary" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"upstream_proxy is 'proxy:3128', expected an address that starts http"):
+        Settings(upstream_proxy="proxy:3128")
