@@ -9,19 +9,27 @@ them. Elsewhere they open no turn, and breaking them would falsify the logs, tra
 quote. What a text asks for in plain language no escaping removes; that is left to moderation.
 """
 
+import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, time
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from chatkit.errors import BrokenModel
 from chatkit.markers import Markers
 from chatkit.protocols import PromptFormat
 from chatkit.types import Message
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 # What a template writes around messages, where it looks like a marker: <|user|>, [INST], <<SYS>>.
 _MARKER = re.compile(r"<<[^<>\s]+>>|<[^<>\s]+>|\[[^\[\]\s]+\]")
 # Words that mark a role, just before a message: "USER: ", "### Response:\n".
 _SPOKEN_MARKER = re.compile(r"((?:#+ ?)?\w(?:[\w ]{0,30}\w)?[:：])\s*$")
+# Of what a template says about its failure. Characters.
+_MOST_WORDS = 200
 
 
 class OpenChatKitFormat:
@@ -152,25 +160,23 @@ class ChatTemplateFormat:
         bos_token, eos_token: given to the template, which may print them.
 
     Raises:
-        BrokenModel: the template cannot be read or run.
+        BrokenModel: the template cannot be read, or cannot write a message of the user and an exchange before it.
     """
 
     def __init__(
         self, template: str, *, special_tokens: Sequence[str] = (), bos_token: str = "", eos_token: str = ""
     ) -> None:
-        from jinja2 import TemplateError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _refuse
-        try:
-            self._template = environment.from_string(template)
-        except TemplateError as error:
-            raise BrokenModel(f"the model's chat template cannot be read: {error}") from error
+        with _named("cannot be read"):
+            self._template = _environment().from_string(template)
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self.stop_words: tuple[str, ...] = ()
         exchange = [Message("user", "u1"), Message("assistant", "a1")]
-        plain = self._probe([*exchange, Message("user", "u2")])
+        if "u1" not in self._run(exchange[:1]):
+            raise BrokenModel(
+                "the model's chat template leaves out what a user writes; name a model with a template for plain text, "
+                "or set prompt_format (CHATKIT_PROMPT_FORMAT)"
+            )
+        plain = self._run([*exchange, Message("user", "u2")])
         opened = self._probe([Message("system", "s1"), *exchange, Message("user", "u2")])
         mixed = self._probe([Message("system", "s1"), *exchange, Message("system", "s2"), Message("user", "u2")])
         self._system_first = _in_order(opened, "s1", "u1", "a1", "u2")
@@ -189,13 +195,12 @@ class ChatTemplateFormat:
         return self._run(messages)
 
     def _run(self, messages: Sequence[Message]) -> str:
-        from jinja2 import TemplateError
-
         entries = [{"role": m.role, "content": m.content} for m in messages]
-        try:
-            return self._template.render(messages=entries, add_generation_prompt=True, **self._tokens)
-        except TemplateError as error:
-            raise BrokenModel(f"the model's chat template refused the messages: {error}") from error
+        # As apply_chat_template has them; templates ask whether they are none.
+        nothing = {"tools": None, "documents": None}
+        with _named("refused the messages"):
+            return self._template.render(messages=entries, add_generation_prompt=True, **nothing, **self._tokens)
+        raise AssertionError  # never: _named lets no error by
 
     def _probe(self, messages: Sequence[Message]) -> str:
         """Return what the template makes of the messages; nothing where it refuses them."""
@@ -283,10 +288,68 @@ def _spoken_markers(probe: str) -> list[str]:
     return [match[1] for match in found if match]
 
 
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Turn whatever a template raises into one line; a template is a program, and any error may come of it.
+
+    Raises:
+        BrokenModel: with the template's own words or those of Jinja, but of any other error its type alone: its words
+            may be the prompt's.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        yield
+    except Exception as error:
+        words = str(error) if isinstance(error, TemplateError) else type(error).__name__
+        raise BrokenModel(f"the model's chat template {what}: {' '.join(words.split())[:_MOST_WORDS]}") from error
+
+
+def _environment() -> "Environment":
+    """Return what apply_chat_template of transformers runs templates in, but for the clock: it knows the day alone."""
+    from jinja2.ext import Extension, LoopControlExtension
+    from jinja2.nodes import Node, Scope
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks an answer for training; here it only holds what is in it."""
+
+        tags: ClassVar = {"generation"}
+
+        def parse(self, parser: Parser) -> Node:
+            line = next(parser.stream).lineno
+            return Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, LoopControlExtension]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = _day
+    return environment
+
+
 def _refuse(reason: str) -> Any:
     from jinja2 import TemplateError
 
     raise TemplateError(reason)
+
+
+def _day(form: str) -> str:
+    """Return the day at midnight, UTC: a prompt with a clock in it would have no prefix in common with any other."""
+    return datetime.combine(datetime.now(UTC).date(), time()).strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Return JSON as transformers' filter does; Jinja's own would write HTML's escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _fold_systems(messages: Sequence[Message], *, keep_first: bool) -> list[Message]:

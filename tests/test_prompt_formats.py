@@ -374,7 +374,60 @@ def test_a_broken_template_is_named_when_it_is_read_and_when_it_is_run() -> None
     with pytest.raises(BrokenModel, match="cannot be read"):
         ChatTemplateFormat("{% for %}")
     with pytest.raises(BrokenModel, match="refused the messages: never"):
-        ChatTemplateFormat("{{ raise_exception('never') }}").render([Message("user", "u")])
+        ChatTemplateFormat("{{ raise_exception('never') }}")
+
+
+ROWS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "opening"),
+    [
+        ("{{ strftime_now('%Y-%m-%d %H:%M:%S') }} ", r"\d{4}-\d\d-\d\d 00:00:00 "),
+        ("{% for n in [1, 2, 3] %}{% if n == 2 %}{% break %}{% endif %}{{ n }}{% endfor %} ", "1 "),
+        ("{% generation %}{% set a = 1 %}a{{ a }}{% endgeneration %} ", "a1 "),
+        ("{{ {'b': '<ä>', 'a': 1} | tojson }} ", re.escape('{"b": "<ä>", "a": 1} ')),
+        ("{{ {'b': 1} | tojson(indent=1) }} ", re.escape('{\n "b": 1\n} ')),
+        ("{% if tools is not none or documents is not none %}tools{% endif %}", ""),
+    ],
+)
+def test_a_template_finds_what_transformers_gives_it_and_of_the_clock_the_day(template, opening) -> None:
+    form = ChatTemplateFormat(template + ROWS)
+    assert re.fullmatch(opening + re.escape("<|user|>hi<|assistant|>"), form.render([Message("user", "hi")]))
+    assert form.neutralise("<|user|>") == "<|user| >"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ summon() }}" + ROWS, "'summon' is undefined"),
+        ("{% if messages[1:] %}{{ summon() }}{% endif %}" + ROWS, "'summon' is undefined"),
+        ("{{ 1 + messages }}" + ROWS, "refused the messages: TypeError"),
+        ("{{ 1 // 0 }}" + ROWS, "refused the messages: ZeroDivisionError"),
+        ("{{ raise_exception('one\ntwo') }}", "refused the messages: one two"),
+        ("{{ messages[0].content[0].text }}", "leaves out what a user writes; name a model"),
+        ("{% for m in messages %}\n{% endfor", "cannot be read: "),
+    ],
+)
+def test_a_template_that_cannot_write_a_plain_turn_is_refused_at_the_start_in_one_line(template, words) -> None:
+    with pytest.raises(BrokenModel, match=words) as caught:
+        ChatTemplateFormat(template)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("failing", "words"),
+    [
+        ("'%d' % said", "refused the messages: TypeError"),
+        ("{}[said].x.y", "refused the messages: 'dict object' has no"),
+    ],
+)
+def test_whatever_a_template_raises_for_a_message_is_told_in_one_line(failing, words) -> None:
+    head = "{% set said = messages[-1].content %}{% if 'odd' in said %}{{ " + failing + " }}{% endif %}"
+    form = ChatTemplateFormat(head + ROWS)
+    with pytest.raises(BrokenModel, match=words) as caught:
+        form.render([Message("user", "odd\none")])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox() -> None:
