@@ -19,6 +19,7 @@ from chatkit.evaluation.served import ServedAnswer, ServedChatkit, ServedRound
 from chatkit.evaluation.sides import greedy
 from chatkit.evaluation.workload import PromptFrame, Workload
 from chatkit.models import local, sources
+from chatkit.models.decoding import Decoder
 from chatkit.release import WindowCutter
 from chatkit.settings import Settings
 
@@ -224,11 +225,9 @@ def engine_ttft_s(answer: ServedAnswer) -> float:
 
 def _first_window_s(answer: BareAnswer, frame: PromptFrame) -> float:
     """Return when the bare pipeline had made the first window that the release gate would cut."""
-    from tokenizers.decoders import DecodeStream
-
-    cutter, decoder = WindowCutter(), DecodeStream(skip_special_tokens=True)
+    cutter, decoder = WindowCutter(), Decoder(frame.tokenizer)
     for token, at in zip(answer.ids, answer.at, strict=True):
-        if cutter.feed(decoder.step(frame.tokenizer, token) or ""):
+        if cutter.feed(decoder.feed(token)):
             return at
     return answer.at[-1]
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from chatkit.models.decoding import Decoder
 from chatkit.stopping import StopWords
 
 
@@ -13,17 +14,14 @@ class RowStop:
     """Watches one row's new tokens for stop words, whatever tokens and characters these are spread over."""
 
     def __init__(self, tokenizer: Any, words: Sequence[str]) -> None:
-        from tokenizers.decoders import DecodeStream
-
-        self._tokenizer = tokenizer
         self._words = StopWords(words)
         self._active = bool(words)
-        self._decoder = DecodeStream(skip_special_tokens=True)
+        self._decoder = Decoder(tokenizer)
 
     def hit(self, token: int) -> bool:
         """Take the row's next token; true from the one that completes a stop word on."""
         if self._active and not self._words.hit:
-            self._words.feed(self._decoder.step(self._tokenizer, token) or "")
+            self._words.feed(self._decoder.feed(token))
         return self._words.hit
 
 

@@ -31,6 +31,7 @@ from chatkit.errors import (
     Unavailable,
 )
 from chatkit.models.admission import Admission
+from chatkit.models.decoding import Decoder
 from chatkit.protocols import PromptFormat
 from chatkit.types import Chunk, FinishReason, SamplingParams
 
@@ -80,17 +81,14 @@ class EngineGeneration:
         Raises:
             EngineFailed: the worker stopped.
         """
-        from tokenizers.decoders import DecodeStream
-
-        decoder = DecodeStream(skip_special_tokens=True)
-        tokenizer = self._model.tokenizer
+        decoder = Decoder(self._model.tokenizer)
         try:
             while True:
                 step = await self._steps.get()
                 if isinstance(step, ChatkitError):
                     raise type(step)(str(step))  # one of its own: a shared exception would keep every raiser's frames
                 tokens, reason = step
-                text = "".join(decoder.step(tokenizer, token) or "" for token in tokens)
+                text = "".join(map(decoder.feed, tokens)) + (decoder.finish() if reason else "")
                 if reason == "ignored":
                     raise Overloaded(
                         "the engine has no key-value cache left for this prompt; raise CHATKIT_KV_CACHE_GB or send less"
