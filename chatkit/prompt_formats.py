@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, time
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from chatkit.errors import BrokenModel
 from chatkit.markers import Markers
@@ -315,7 +315,7 @@ def _environment() -> "Environment":
     class Generation(Extension):
         """`{% generation %}` marks an answer for training; here it only holds what is in it."""
 
-        tags: ClassVar = {"generation"}
+        tags = {"generation"}  # noqa: RUF012  (Jinja declares it as an attribute of the object)
 
         def parse(self, parser: Parser) -> Node:
             line = next(parser.stream).lineno
