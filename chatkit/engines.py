@@ -105,7 +105,6 @@ async def _open_openai(settings: Settings, stack: AsyncExitStack) -> LanguageMod
         systems=settings.upstream_system,
         fields=settings.upstream_field_names,
         session_headers=settings.session_headers,
-        secret=key,
         lists_models=settings.upstream_auth != "sagemaker",
         first_s=settings.upstream_timeout_s,
         stall_s=settings.upstream_stall_s,

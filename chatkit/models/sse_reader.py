@@ -57,12 +57,14 @@ class EventReader:
     Args:
         most: longest event, bytes.
         by_line: every line that is not empty is an event of its own, without field names.
+        whole: all of it is one event, however many lines that has.
     """
 
-    def __init__(self, *, most: int = MAX_EVENT, by_line: bool = False) -> None:
+    def __init__(self, *, most: int = MAX_EVENT, by_line: bool = False, whole: bool = False) -> None:
         self._lines = LineSplitter(most)
         self._most = most
         self._by_line = by_line
+        self._whole = whole
         self._data: list[bytes] = []
         self._size = 0
         self._fresh = True
@@ -73,6 +75,9 @@ class EventReader:
         Raises:
             EventTooLong: an event is too long.
         """
+        if self._whole:
+            self._keep(data, len(data))
+            return []
         events = []
         for line in self._lines.feed(data):
             if self._fresh:
@@ -89,6 +94,10 @@ class EventReader:
 
     def end(self) -> list[str]:
         """Return the event whose lines are whole but which no empty line ends: some servers leave the last one out."""
+        if self._whole:
+            text = _text(b"".join(self._data).removeprefix(_BOM))
+            self._data.clear()
+            return [text] if text.strip() else []
         if self._by_line:
             return [text for line in self._lines.feed(b"\n") if (text := _text(line).strip())]
         return [self._event()] if self._data else []
@@ -98,7 +107,10 @@ class EventReader:
         if name != b"data":
             return  # a comment, another field, or garbage
         value = value.removeprefix(b" ")
-        self._size += len(value) + 1
+        self._keep(value, len(value) + 1)
+
+    def _keep(self, value: bytes, size: int) -> None:
+        self._size += size
         if self._size > self._most:
             raise EventTooLong(f"an event is longer than {self._most} bytes")
         self._data.append(value)

@@ -48,7 +48,6 @@ class UpstreamOptions:
     systems: Systems = "first"
     fields: tuple[str, ...] = ()
     session_headers: tuple[str, ...] = ()
-    secret: str = ""
     lists_models: bool = True
     first_s: float = 60.0
     stall_s: float = 30.0
@@ -169,9 +168,7 @@ class UpstreamModel:
             proxy=options.proxy or None,
             verify=httpx.create_ssl_context(),  # SSL_CERT_FILE and SSL_CERT_DIR go on to hold
         )
-        self.exchange = Exchange(
-            self._client, credentials, secret=options.secret, first_s=options.first_s, stall_s=options.stall_s
-        )
+        self.exchange = Exchange(self._client, credentials, first_s=options.first_s, stall_s=options.stall_s)
 
     @property
     def ready(self) -> bool:
@@ -230,7 +227,7 @@ class UpstreamModel:
         usage = self.exchange.asks_usage
         body = request_body(self._model, messages, sampling, fields=self._options.fields, usage=usage)
         headers = {name: session for name in self._options.session_headers} if session else {}
-        request = Request(body, headers, sampling.max_new_tokens, self.count_tokens(prompt))
+        request = Request(body, headers, sampling.max_new_tokens, self.count_tokens(prompt), self.context_window)
         generation = UpstreamGeneration(self, request, admission)
         self.live.add(generation)
         return generation

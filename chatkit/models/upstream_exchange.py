@@ -14,6 +14,7 @@ from chatkit.models import upstream_wire as wire
 from chatkit.models.sse_reader import EventReader
 from chatkit.models.upstream_auth import Credentials
 from chatkit.models.upstream_breaker import TRIES, WAIT_BUDGET, retry_after, wait_before
+from chatkit.models.upstream_facts import shown
 from chatkit.types import Chunk
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ _TAIL_S, _DRAIN_S = 2.0, 1.0
 # Of a refusal so much is read. Bytes.
 _MOST_REFUSAL = 16 << 10
 _AGAIN = (429, 502, 503, 504)
-_JSON_LINES = ("application/json", "application/jsonlines", "application/x-ndjson", "application/jsonl")
+_JSON_LINES = ("application/jsonlines", "application/x-ndjson", "application/jsonl")
 
 _SILENT = "the language model's server did not answer in time; try again shortly"
 _CUT = "the language model's server stopped in the middle of the answer; try again shortly"
@@ -38,6 +39,7 @@ class Request:
     headers: Mapping[str, str]
     most_tokens: int
     prompt_tokens: int
+    context: int
 
 
 class Exchange:
@@ -47,13 +49,10 @@ class Exchange:
         asks_usage: whether the count of tokens is asked for; false once the server has refused to be asked.
     """
 
-    def __init__(
-        self, client: httpx.AsyncClient, credentials: Credentials, *, secret: str, first_s: float, stall_s: float
-    ) -> None:
+    def __init__(self, client: httpx.AsyncClient, credentials: Credentials, *, first_s: float, stall_s: float) -> None:
         self.asks_usage = True
         self._client = client
         self._credentials = credentials
-        self._secret = secret
         self._first_s = first_s
         self._stall_s = stall_s
 
@@ -61,9 +60,11 @@ class Exchange:
         """Send the request and yield what comes back; the last chunk has the finish reason.
 
         Raises:
-            ChatkitError: with fixed words; what the server said is in the log.
+            ChatkitError: with fixed words; of what the server said, the log has the kind.
         """
-        answer = wire.Answer(most_tokens=request.most_tokens, prompt_tokens=request.prompt_tokens)
+        answer = wire.Answer(
+            most_tokens=request.most_tokens, prompt_tokens=request.prompt_tokens, context=request.context
+        )
         limit = _Limit(self._first_s)
         async with contextlib.AsyncExitStack() as stack:
             try:
@@ -74,7 +75,7 @@ class Exchange:
                     yield chunk
             except _BREAKS as error:
                 if not answer.finish_reason:
-                    raise self._broken(error, answer, request) from None
+                    raise _broken(error, answer) from None
             if not answer.finish_reason:
                 log.error("the upstream's answer ended without an end")
                 raise EngineFailed(_CUT)
@@ -88,7 +89,7 @@ class Exchange:
     ) -> AsyncIterator[Chunk]:
         """Yield the answer's text as it comes; any byte shows that the server is alive."""
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        reader = EventReader(by_line=kind in _JSON_LINES)
+        reader = EventReader(by_line=kind in _JSON_LINES, whole=kind == "application/json")
         part: bytes | None = b""
         while part is not None and not answer.complete:
             part = await limit.wait(anext(parts, None))
@@ -99,22 +100,6 @@ class Exchange:
             limit.set(self._stall_s if answer.begun else self._first_s)
             if answer.finish_reason:
                 limit.set(_TAIL_S)
-
-    def _broken(self, error: Exception, answer: wire.Answer, request: Request) -> ChatkitError:
-        """Log what ended an answer before its end, and return what the caller is told."""
-        when = "after" if answer.begun else "before"
-        if isinstance(error, ChatkitError):
-            if answer.complaint:
-                log.error("the upstream ended an answer with: %s", self._shown(answer.complaint, request))
-            return error
-        if isinstance(error, TimeoutError):
-            log.error("the upstream was silent for too long %s its first event", when)
-            return EngineFailed(_CUT if answer.begun else _SILENT)
-        if isinstance(error, httpx.HTTPError | httpx.StreamError):
-            log.error("the upstream's connection broke %s its first event: %r", when, error)
-        else:  # the text of it may be the prompt's
-            log.error("the upstream sent what cannot be read: %s", type(error).__name__)
-        return EngineFailed(_CUT if answer.begun else wire.BROKEN)
 
     async def _open(self, request: Request) -> httpx.Response:
         """Return the response once there is one that begins well.
@@ -147,14 +132,14 @@ class Exchange:
                 return response
             text = await _refusal(response)
         except httpx.TransportError as error:
-            log.warning("the upstream cannot be reached: %r", error)
+            log.warning("the upstream cannot be reached: %s", shown(error))
             return _Failure(EngineFailed(wire.BROKEN), again=True)
         status = response.status_code
         log.log(
             logging.ERROR if status >= 500 or status in (401, 403) else logging.WARNING,
             "the upstream answers %d: %s",
             status,
-            "(not shown: it is about the key)" if status in (401, 403) else self._shown(text, request),
+            wire.for_the_log(text),
         )
         return _Failure(
             wire.failure(status, text),
@@ -163,12 +148,26 @@ class Exchange:
             not_usage=status in (400, 422) and ("stream_options" in text or "include_usage" in text),
         )
 
-    def _shown(self, text: str, request: Request) -> str:
-        return wire.for_the_log(text, request.body["messages"], self._secret)
-
 
 # Of reading JSON: ValueError, and RecursionError where it is nested without end.
 _BREAKS = (TimeoutError, httpx.HTTPError, httpx.StreamError, ValueError, RecursionError, ChatkitError)
+
+
+def _broken(error: Exception, answer: wire.Answer) -> ChatkitError:
+    """Log what ended an answer before its end, and return what the caller is told."""
+    when = "after" if answer.begun else "before"
+    if isinstance(error, ChatkitError):
+        if answer.complaint:
+            log.error("the upstream ended an answer with: %s", answer.complaint)
+        return error
+    if isinstance(error, TimeoutError):
+        log.error("the upstream was silent for too long %s its first event", when)
+        return EngineFailed(_CUT if answer.begun else _SILENT)
+    if isinstance(error, httpx.HTTPError | httpx.StreamError):
+        log.error("the upstream's connection broke %s its first event: %s", when, shown(error))
+    else:  # the text of it may be the prompt's
+        log.error("the upstream sent what cannot be read: %s", type(error).__name__)
+    return EngineFailed(_CUT if answer.begun else wire.BROKEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +209,7 @@ async def _parts_of(response: httpx.Response) -> AsyncIterator[AsyncGenerator[by
     """
     packed = response.headers.get("content-encoding", "identity")
     if packed != "identity":
-        log.error("the upstream packs its answer as %r though it was asked not to", packed)
+        log.error("the upstream packs its answer though it was asked not to")
         raise EngineFailed(wire.BROKEN)
     parts = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
     try:

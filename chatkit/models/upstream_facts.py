@@ -85,6 +85,11 @@ def _first_int(table: Any, keys: Sequence[str]) -> int:
     return next((table[key] for key in keys if isinstance(table.get(key), int) and table[key] > 0), 0)
 
 
+def shown(error: Exception) -> str:
+    """Return a failure for the log; of an answer that breaks the protocol its kind alone, for its words are in it."""
+    return repr(error) if isinstance(error, httpx.NetworkError) else type(error).__name__
+
+
 async def _get(client: httpx.AsyncClient, path: str, headers: Mapping[str, str]) -> Any:
     try:
         async with client.stream("GET", client.base_url.join(path), headers=dict(headers)) as answer:
@@ -97,6 +102,6 @@ async def _get(client: httpx.AsyncClient, path: str, headers: Mapping[str, str])
                     raise Unanswered(200, f"GET {answer.url} answers with more than {_MOST_BYTES} bytes")
             return json.loads(body)
     except httpx.HTTPError as error:
-        raise Unanswered(0, f"GET {path}: {type(error).__name__}: {error}") from error
+        raise Unanswered(0, f"GET {path}: {shown(error)}") from error
     except (ValueError, RecursionError) as error:  # nested without end
         raise Unanswered(200, f"GET {path} does not answer with JSON") from error

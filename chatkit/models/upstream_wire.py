@@ -1,8 +1,9 @@
 """What goes to an OpenAI-compatible server and what comes back, as plain values. Pure: knows no connection."""
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from chatkit.errors import ChatkitError, EngineFailed, InvalidRequest, Overloaded, TooLarge
 from chatkit.types import Chunk, FinishReason, SamplingParams
@@ -11,8 +12,10 @@ from chatkit.types import Chunk, FinishReason, SamplingParams
 _MOST_STOPS = 4
 # A chunk holds a token or more. Only a server that ignores the limit sends so many more chunks than tokens were wanted.
 _CHUNKS_PER_TOKEN = 4
-# How much of a refusal is logged, and the shortest piece of a message that counts as the prompt in it. Characters.
-_LOGGED, _ECHO = 300, 20
+# More tokens of an answer than were asked for are believed by so many: some servers count the marker at its end.
+_SLACK = 16
+# What the log shows of an error: its type and code where they are such.
+_NAME = re.compile(r"[A-Za-z_.]{1,60}|\d{1,6}")
 
 _BUSY = "the language model's server is busy; try again shortly"
 BROKEN = "the language model's server could not answer; try again shortly"
@@ -20,6 +23,8 @@ _TOO_LONG = (
     "the prompt and its answer are longer than the language model's server takes; send a shorter message or ask for "
     "fewer max_new_tokens"
 )
+_NOT_SET_UP = "the operator has to look at the settings of the language model's server"
+_TOOL = "the language model's server answers with a tool call ({}), and no tools are used here; ask in other words"
 _REFUSED = "the language model's server refuses this request or its sampling parameters; change them"
 
 # Words in which servers say that prompt and answer do not fit: vLLM and SGLang, llama.cpp, TGI, OpenAI, chatkit.
@@ -37,8 +42,13 @@ _TOO_LONG_WORDS = (
     "tokens, at most",
 )
 # OpenAI's reasons, and those that servers invented. Anything else reads as a stop.
-_ENDS: Mapping[str, FinishReason] = {"length": "length", "max_tokens": "length", "content_filter": "content_filter"}
+_ENDS: Mapping[str, FinishReason] = {
+    "length": "length",
+    "max_tokens": "length",
+    **dict.fromkeys(("content_filter", "safety", "recitation", "blocklist", "prohibited_content"), "content_filter"),
+}
 _FAILED_ENDS = ("error", "abort")
+_TOOLS = ("tool_calls", "function_call")
 
 
 def request_body(
@@ -81,16 +91,18 @@ class Answer:
         finish_reason: set once the model has ended.
         complete: nothing more is wanted, the count of tokens has come or will not.
         begun: whether an event came.
-        complaint: the server's own words about what went wrong, for the log.
+        complaint: what the server says went wrong, for the log, without its words.
     """
 
-    def __init__(self, *, most_tokens: int, prompt_tokens: int) -> None:
+    def __init__(self, *, most_tokens: int, prompt_tokens: int, context: int) -> None:
         self.finish_reason: FinishReason | None = None
         self.complete = False
         self.begun = False
         self.complaint = ""
         self._most_chunks = most_tokens * _CHUNKS_PER_TOKEN
         self._prompt_tokens = prompt_tokens
+        self._most_counted = most_tokens + _SLACK
+        self._context = context
         self._counted: tuple[int, int] | None = None
         self._made = 0
         self._half = ""
@@ -111,27 +123,28 @@ class Answer:
         if not isinstance(event, dict):
             raise ValueError("an event is not an object")
         if event.get("error"):
-            self.complaint = json.dumps(event["error"], ensure_ascii=False)
+            self.complaint = for_the_log(data)
             raise failure_in(event, 500 if self._made else None)
         self._count(event.get("usage"))
         choices = event.get("choices")
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            return None
-        return self._choice(choices[0])
+        rows = [row for row in choices if isinstance(row, dict)] if isinstance(choices, list) else []
+        first = next((row for row in rows if row.get("index") in (0, None)), None)
+        return self._choice(first) if first is not None else None
 
     def _choice(self, choice: Mapping[str, Any]) -> Chunk | None:
         if self.finish_reason:
             return None
         said = choice.get("delta") or choice.get("message") or {}
-        text = said.get("content") if isinstance(said, dict) else None
-        text = self._whole(text) if isinstance(text, str) else ""
-        thought = isinstance(said, dict) and bool(said.get("reasoning_content") or said.get("reasoning"))
+        said = said if isinstance(said, dict) else {}
+        text = self._whole(_text_in(said.get("content")) + _text_in(said.get("refusal")))
+        thought = bool(said.get("reasoning_content") or said.get("reasoning"))
         reason = choice.get("finish_reason")
-        if reason in _FAILED_ENDS:
-            self.complaint = f"finish_reason {reason}"
-            raise EngineFailed(BROKEN)
+        tool = next((name for name in _TOOLS if said.get(name) or reason == name), None)
+        if tool or reason in _FAILED_ENDS:
+            self.complaint = tool or f"finish_reason {reason}"
+            raise EngineFailed(_TOOL.format(tool) if tool else BROKEN)
         if reason:
-            self.finish_reason = _ENDS.get(str(reason), "stop")
+            self.finish_reason = _ENDS.get(str(reason).lower(), "stop")
         tokens = int(bool(text or self._half) or thought)
         self._made += tokens
         if self._made > self._most_chunks and not self.finish_reason:
@@ -150,7 +163,7 @@ class Answer:
     def _count(self, usage: Any) -> None:
         if isinstance(usage, dict):
             made, read = usage.get("completion_tokens"), usage.get("prompt_tokens")
-            if isinstance(made, int) and isinstance(read, int) and min(made, read) >= 0:
+            if _is_count(made, self._most_counted) and _is_count(read, self._context):
                 self._counted = made, read
                 self.complete = self.finish_reason is not None
 
@@ -161,12 +174,25 @@ class Answer:
         return Chunk(text, max(made - self._made, 0), self.finish_reason, read)
 
 
+def _text_in(content: Any) -> str:
+    """Return the text of a message's content: a text, or parts of which some are text."""
+    if isinstance(content, list):
+        return "".join(_text_in(part.get("text")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _is_count(value: Any, most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
+
+
 def failure(status: int, text: str) -> ChatkitError:
     """Return the error that a status and what came with it stand for; none of the server's own words are in it."""
     if status == 413 or (status in (400, 422) and any(words in text.lower() for words in _TOO_LONG_WORDS)):
         return TooLarge(_TOO_LONG)
     if status in (400, 422):
         return InvalidRequest(_REFUSED)
+    if status in (401, 403, 404) or 300 <= status < 400:
+        return EngineFailed(_NOT_SET_UP)
     return Overloaded(_BUSY) if status == 429 else EngineFailed(BROKEN)
 
 
@@ -194,14 +220,19 @@ def _status_of(words: str) -> int:
     return 400 if any(word in words for word in ("invalid_request", "badrequest", "validation")) else 500
 
 
-def for_the_log(text: str, messages: Sequence[Mapping[str, str]], secret: str) -> str:
-    """Return the beginning of a server's refusal on one line, without the key and without words of the prompt."""
-    line = " ".join(text.split())[:_LOGGED]
-    if secret and secret in text:
-        return "(not shown: it repeats the key)"
-    pieces = {line[at : at + _ECHO] for at in range(max(len(line) - _ECHO, 0) + 1)} if len(line) >= _ECHO else {line}
-    for message in messages:
-        content = " ".join(message["content"].split())
-        if any(piece in content for piece in pieces if piece):
-            return "(not shown: it repeats the prompt)"
-    return line
+def for_the_log(text: str) -> str:
+    """Return what a server's refusal is, without its words: they may be the prompt's, or the key."""
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):  # nested without end
+        body = None
+    found: Any = body.get("error", body) if isinstance(body, dict) else None
+    table = found if isinstance(found, dict) else {"message": found}
+    named = [f"{name} {table[name]}" for name in ("type", "code") if _is_name(table.get(name))]
+    words = table.get("message")
+    return ", ".join([*named, f"a message of {len(words if isinstance(words, str) else text)} characters"])
+
+
+def _is_name(value: Any) -> bool:
+    """Return whether a value is a kind of error; keys have digits in them, and prompts more than a word."""
+    return isinstance(value, str | int) and not isinstance(value, bool) and _NAME.fullmatch(str(value)) is not None

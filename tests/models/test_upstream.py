@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import json
 
 import pytest
 
-from chatkit.errors import InvalidRequest, Overloaded
+from chatkit.errors import EngineFailed, InvalidRequest, Overloaded
 from chatkit.stopping import hold_back
 from chatkit.types import Message, SamplingParams
 from tests.models.upstream_fake import (
@@ -156,7 +157,10 @@ async def test_an_end_of_the_connection_that_is_no_end_of_the_answer_is_not_wait
         ("stop", "stop"),
         ("length", "length"),
         ("content_filter", "content_filter"),
-        ("tool_calls", "stop"),
+        ("SAFETY", "content_filter"),
+        ("RECITATION", "content_filter"),
+        ("BLOCKLIST", "content_filter"),
+        ("MAX_TOKENS", "length"),
         ("eos_token", "stop"),
     ],
 )
@@ -165,12 +169,80 @@ async def test_the_servers_reasons_for_the_end_have_their_names_here(fake, model
     assert (await read(model))[1][-1].finish_reason == meant
 
 
-async def test_json_instead_of_a_stream_is_read_line_by_line(fake, model) -> None:
-    whole = {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}
-    whole["usage"] = COUNTS
-    fake.script = [answers(200, whole, **{"content-type": "application/json; charset=utf-8"})]
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("end", ["", "\n", "\r\n\r\n"])
+async def test_json_instead_of_a_stream_is_read_to_its_end_however_many_lines_it_has(fake, model, indent, end) -> None:
+    whole = {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}], "usage": COUNTS}
+    body = json.dumps(whole, indent=indent) + end
+    fake.script = [answers(200, body, **{"content-type": "application/json; charset=utf-8"})]
     text, chunks = await read(model)
     assert (text, sum(c.tokens for c in chunks), chunks[-1].prompt_tokens) == ("Hello", 5, 9)
+
+
+async def test_json_without_end_is_given_up_and_json_by_lines_is_read_as_it_comes(fake, model) -> None:
+    fake.script = [answers(200, " " * (2 << 20), **{"content-type": "application/json"})]
+    with pytest.raises(EngineFailed, match="could not answer"):
+        await read(model)
+    lines = b"".join(part.removeprefix(b"data: ") for part in (event("Hel"), event("lo"), event(finish="stop")))
+    fake.script = [answers(200, lines.decode(), **{"content-type": "application/x-ndjson"})]
+    assert (await read(model))[0] == "Hello"
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [{"index": 0, "delta": {"content": [{"type": "text", "text": "Hel"}, {"type": "image"}, {"text": "lo"}]}}],
+        [{"index": 0, "delta": {"content": None, "refusal": "Hello"}}],
+        [{"index": 1, "delta": {"content": "other"}}, {"index": 0, "delta": {"content": "Hello"}}],
+        [{"delta": {"content": "Hello", "tool_calls": [], "function_call": None}}],
+    ],
+    ids=["parts", "refusal", "second-choice-first", "no-tools"],
+)
+async def test_whatever_an_answer_says_its_text_in_comes_out(fake, model, choices) -> None:
+    stream = b"data: " + json.dumps({"choices": choices}).encode() + b"\n\n"
+    fake.script = [says(stream, event(finish="stop"), DONE)]
+    assert (await read(model))[0] == "Hello"
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"delta": {"tool_calls": [{"function": {"name": "canary"}}]}},
+        {"delta": {}, "finish_reason": "tool_calls"},
+    ],
+)
+async def test_a_tool_call_is_a_failure_that_names_it(fake, model, choice) -> None:
+    fake.script = [says(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n", DONE)]
+    with pytest.raises(
+        EngineFailed, match=r"answers with a tool call \(tool_calls\), and no tools are used here"
+    ) as caught:
+        await read(model)
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"completion_tokens": 10**30, "prompt_tokens": 9},
+        {"completion_tokens": 5, "prompt_tokens": 4097},
+        {"completion_tokens": True, "prompt_tokens": 9},
+        {"completion_tokens": 5, "prompt_tokens": True},
+        {"completion_tokens": 256 + 17, "prompt_tokens": 9},
+        {"completion_tokens": -1, "prompt_tokens": 9},
+        {"completion_tokens": 5.0, "prompt_tokens": 9},
+    ],
+    ids=str,
+)
+async def test_a_count_that_cannot_be_is_not_believed(fake, model, counts) -> None:
+    fake.script = [says(HELLO + event(usage=counts) + DONE)]
+    _, chunks = await read(model, max_new_tokens=256)
+    assert (sum(c.tokens for c in chunks), chunks[-1].prompt_tokens) == (2, model.count_tokens(prompt(model)))
+
+
+async def test_a_count_at_its_limit_is_believed(fake, model) -> None:
+    fake.script = [says(HELLO + event(usage={"completion_tokens": 256 + 16, "prompt_tokens": 4096}) + DONE)]
+    _, chunks = await read(model, max_new_tokens=256)
+    assert (sum(c.tokens for c in chunks), chunks[-1].prompt_tokens) == (272, 4096)
 
 
 async def test_thoughts_are_counted_and_not_told(fake, model) -> None:

@@ -1,6 +1,7 @@
 """The openai engine against a server that misbehaves: nothing hangs, nothing leaks, and all of it recovers."""
 
 import asyncio
+import json
 import logging
 
 import pytest
@@ -173,9 +174,9 @@ async def test_a_connection_that_ends_before_the_answer_begins_is_tried_again(fa
         (400, {"message": "This model's maximum context length is 4096 tokens. boom"}, TooLarge, "longer than"),
         (400, {"error": {"type": "exceed_context_size_error", "message": "boom"}}, TooLarge, "longer than"),
         (422, "`inputs` tokens + `max_new_tokens` must be <= 4096. boom", TooLarge, "longer than"),
-        (401, "boom", EngineFailed, "could not answer"),
-        (403, "boom", EngineFailed, "could not answer"),
-        (404, "boom", EngineFailed, "could not answer"),
+        (401, "boom", EngineFailed, "the operator has to look at the settings of the language model's server$"),
+        (403, "boom", EngineFailed, "the operator has to look at the settings of the language model's server$"),
+        (404, "boom", EngineFailed, "the operator has to look at the settings of the language model's server$"),
         (424, "boom", EngineFailed, "could not answer"),
         (500, "boom", EngineFailed, "could not answer"),
         (204, "", EngineFailed, "could not answer"),
@@ -210,7 +211,7 @@ async def test_an_error_under_status_200_is_an_error(fake, model, error, kind) -
 
 async def test_a_redirect_is_not_followed(fake, model) -> None:
     fake.script = [answers(307, location=f"{fake.url}/elsewhere")]
-    await fails(model, EngineFailed, "could not answer")
+    await fails(model, EngineFailed, "the operator has to look at the settings")
     assert [asked.path for asked in fake.asked] == ["/v1/chat/completions"]
 
 
@@ -219,23 +220,59 @@ async def test_a_packed_answer_is_not_unpacked(fake, model) -> None:
     await fails(model, EngineFailed, "could not answer")
 
 
-async def test_the_log_has_the_servers_words_but_neither_prompt_nor_key(fake, model, caplog) -> None:
+@pytest.mark.parametrize(
+    ("status", "body", "logged"),
+    [
+        (
+            400,
+            {"error": {"message": SECRET_WORDS, "type": "BadRequestError", "code": 400}},
+            "type BadRequestError, code 400",
+        ),
+        (400, json.dumps({"error": {"message": "Мой пароль канарейка"}}), "a message of 20 characters"),
+        (400, {"error": {"message": "canary", "type": "the canary", "code": True}}, "400: a message of 6 characters"),
+        (400, {"message": "canary", "type": "NotFound"}, "400: type NotFound, a message of 6 characters"),
+        (400, {"detail": [{"input": "canary"}]}, "400: a message of 33 characters"),
+        (500, {"error": f"Bearer {KEY} canary"}, "500: a message of 28 characters"),
+        (500, {"error": {"message": "x", "code": KEY}}, "500: a message of 1 characters"),
+        (502, "canary " * 3, "502: a message of 21 characters"),
+        (401, {"error": "the key is canary"}, "401: a message of 17 characters"),
+        (400, "[" * 9000 + "canary", "400: a message of 9006 characters"),
+    ],
+)
+async def test_of_a_refusal_the_log_has_the_kind_and_the_length_and_no_word(
+    fake, model, caplog, status, body, logged
+) -> None:
     caplog.set_level(logging.DEBUG, "chatkit")
-    for status, body in (
-        (400, {"error": "temperature must not be odd"}),
-        (400, {"error": f"in {SECRET_WORDS!r} nothing is valid"}),
-        (500, {"error": f"key {KEY} is not known"}),
-        (401, {"error": "the key is canary"}),
-    ):
-        fake.script = [answers(status, body)]
-        with pytest.raises((InvalidRequest, EngineFailed)):
-            await read(model, SECRET_WORDS)
-    fake.script = [says(event(error={"message": "no memory left", "code": 500}))]
+    fake.script = [answers(status, body)]
+    with pytest.raises((InvalidRequest, EngineFailed)):
+        await read(model, f"{SECRET_WORDS} Мой пароль канарейка")
+    assert logged in caplog.text
+    for word in ("canary", "канарейка", "u043a", KEY):
+        assert word not in caplog.text
+
+
+async def test_of_an_error_in_an_answer_or_a_broken_protocol_the_log_has_no_word_either(fake, model, caplog) -> None:
+    caplog.set_level(logging.DEBUG, "chatkit")
+    fake.script = [says(event(error={"message": "Мой canary", "code": 500}))]
     await fails(model, EngineFailed, "could not answer")
-    assert "temperature must not be odd" in caplog.text
-    assert "no memory left" in caplog.text
-    assert "the upstream answers 401" in caplog.text
+    assert "ended an answer with: code 500, a message of 10 characters" in caplog.text
+
+    async def stammers(peer) -> None:
+        await peer.raw(b"HTTP/1.1 200 OK\r\ncanary\r\n\r\n")
+
+    fake.script = [stammers, stammers, says(b"", event("x"), ends=False)]
+    await fails(model, EngineFailed, "try again shortly")
+    assert "cannot be reached: RemoteProtocolError" in caplog.text
     assert "canary" not in caplog.text
+
+
+async def test_a_token_made_for_a_request_is_not_logged_when_the_server_repeats_it(fake, caplog) -> None:
+    caplog.set_level(logging.DEBUG, "chatkit")
+    fake.script = [answers(500, {"error": {"message": "x", "type": "sagemaker-api-key-bWFkZQ", "code": "bWFkZQ1"}})]
+    async with opened(fake, credentials=upstream_auth.Key("sagemaker-api-key-bWFkZQ")) as model:
+        await fails(model, EngineFailed, "could not answer")
+    assert "the upstream answers 500: a message of 1 characters" in caplog.text
+    assert "bWFkZQ" not in caplog.text
 
 
 async def test_a_server_that_keeps_failing_is_left_alone_and_then_probed(fake, model, monkeypatch) -> None:

@@ -168,7 +168,7 @@ async def running() -> AsyncIterator[Fake]:
 async def opened(fake: Fake, *, credentials=None, **options: object) -> AsyncIterator[UpstreamModel]:
     """A started model on a fake, closed at the end."""
     values = {"url": fake.url, "first_s": 20.0, "stall_s": 20.0, **options}
-    secret = values.get("secret", "")
+    secret = values.pop("secret", "")
     model = UpstreamModel(UpstreamOptions(**values), credentials or Key(secret), TokenCounter())
     try:
         await model.start()
