@@ -153,6 +153,7 @@ class UpstreamModel:
         self._model = options.model
         self._counter = counter
         self._credentials = credentials
+        self._listed = False
         self._closed = False
         self._failed_looks = _LOOKS
         self._watcher: asyncio.Task[None] | None = None
@@ -265,25 +266,38 @@ class UpstreamModel:
             await asyncio.sleep(_START_EVERY)
 
     async def _look(self) -> None:
-        """Look at the server once, and learn the model's name and context where they are not set.
+        """Look at the server once, and learn what the settings leave open: it may have come back as another.
 
         Raises:
-            Unanswered: it does not answer as it should.
+            Unanswered: it does not answer as it should, or no longer has the model.
         """
         try:
             async with asyncio.timeout(_LOOK_TIMEOUT):
                 headers = await self._credentials.headers()
                 rows = await upstream_facts.list_models(self._client, headers)
-                if not self._model or self.context_window < 1:
-                    facts = await upstream_facts.facts_of(self._client, headers, rows, self._model)
-                    self._model = self._model or facts.model
-                    self.name = self._model or self.name
-                    self.context_window = self.context_window or facts.context
+                if upstream_facts.lists(rows, self._options.model):
+                    self._listed = True
+                    if not (self._options.model and self._options.context):
+                        self._take(await upstream_facts.facts_of(self._client, headers, rows, self._options.model))
+                elif self._listed:  # a name that was never in the list may be one that the server takes all the same
+                    raise Unanswered(200, f"GET models no longer lists {self._options.model or self._model!r}")
+                elif self._options.model and self._failed_looks:
+                    log.warning("the upstream does not list the model %r", self._options.model)
         except TimeoutError:
             raise Unanswered(0, f"no list of models after {_LOOK_TIMEOUT:.0f} s") from None
         except EngineFailed as error:
             raise Unanswered(0, str(error)) from error
         self._failed_looks = 0
+
+    def _take(self, facts: upstream_facts.Facts) -> None:
+        before = self._model, self.context_window
+        if not self._options.model and facts.model:
+            self._model = self.name = facts.model
+        if not self._options.context and facts.context:
+            self.context_window = facts.context
+        now = self._model, self.context_window
+        if all(before) and now != before:
+            log.warning("the upstream has changed: its model is %r now, and holds %d tokens", *now)
 
     async def _watch(self) -> None:
         while True:

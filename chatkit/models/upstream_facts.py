@@ -1,14 +1,11 @@
 """What an upstream server tells of itself: its model's name, how much that holds, and whether it answers."""
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-
-log = logging.getLogger(__name__)
 
 # Lists of models of public servers have some hundred kilobytes. Bytes.
 _MOST_BYTES = 4 << 20
@@ -51,14 +48,16 @@ async def list_models(client: httpx.AsyncClient, headers: Mapping[str, str]) -> 
     return [row for row in rows if isinstance(row, dict)]
 
 
+def lists(rows: Sequence[Mapping[str, Any]], model: str) -> bool:
+    """Return whether the list has `model`, or any where it is empty."""
+    return any(row.get("id") == model or not model for row in rows)
+
+
 async def facts_of(
     client: httpx.AsyncClient, headers: Mapping[str, str], rows: Sequence[Mapping[str, Any]], model: str
 ) -> Facts:
     """Return what is known of `model`, or of the first in the list where it is empty."""
     named = [row for row in rows if row.get("id") == model] if model else list(rows)
-    if model and not named:
-        log.warning("the upstream does not list the model %r", model)
-        return Facts(model)
     if not named:
         return Facts(model)
     row = named[0]
@@ -76,13 +75,17 @@ async def _told_elsewhere(client: httpx.AsyncClient, headers: Mapping[str, str])
             continue
         for key in keys:
             found = found.get(key) if isinstance(found, dict) else None
-        if isinstance(found, int) and found > 0:
-            return found
+        if _is_context(found):
+            return int(found)
     return 0
 
 
+def _is_context(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _first_int(table: Any, keys: Sequence[str]) -> int:
-    return next((table[key] for key in keys if isinstance(table.get(key), int) and table[key] > 0), 0)
+    return next((table[key] for key in keys if _is_context(table.get(key))), 0)
 
 
 def shown(error: Exception) -> str:

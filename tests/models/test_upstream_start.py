@@ -196,3 +196,51 @@ def test_a_proxy_with_a_password_is_refused_without_printing_it() -> None:
     assert "canary" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"upstream_proxy is 'proxy:3128', expected an address that starts http"):
         Settings(upstream_proxy="proxy:3128")
+
+
+def listing(name: str, **row: object):
+    return answers(200, {"data": [{"id": name, **row}]})
+
+
+async def test_a_server_that_comes_back_with_another_model_is_used_with_that(fake, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    async with opened(fake) as model:
+        fake.models = answers(503)
+        await until(lambda: not model.ready)
+        fake.models = listing("fake-2", max_model_len=512)
+        await until(lambda: model.ready)
+        assert (model.name, model.context_window) == ("fake-2", 512)
+        assert (await read(model))[0] == "Hello"
+        fake.models = listing("fake-2")  # what it no longer tells stays
+        looks = fake.looks
+        await until(lambda: fake.looks > looks + 2)
+        assert (model.ready, model.name, model.context_window) == (True, "fake-2", 512)
+        fake.models = answers(200, {"data": []})
+        await until(lambda: not model.ready)
+    assert fake.asked[-1].body["model"] == "fake-2"
+    assert caplog.text.count("its model is 'fake-2' now, and holds 512 tokens") == 1
+
+
+async def test_a_named_model_that_the_server_no_longer_lists_makes_it_not_ready(fake, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    async with opened(fake, model="fake-1", context=512) as model:
+        fake.models = listing("fake-2", max_model_len=64)
+        await until(lambda: not model.ready)
+        looks = fake.looks
+        await until(lambda: fake.looks > looks + 3)
+        assert caplog.text.count("GET models no longer lists 'fake-1'") == 1
+        fake.models = answers(200, MODELS)
+        await until(lambda: model.ready)
+        assert (model.name, model.context_window) == ("fake-1", 512)
+
+
+async def test_the_context_of_a_named_model_is_learnt_anew_and_what_is_set_stays(fake, monkeypatch) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    async with opened(fake, model="fake-1") as model, opened(fake, context=99) as other:
+        fake.models = listing("fake-1", max_model_len=True)
+        looks = fake.looks
+        await until(lambda: fake.looks > looks + 3)
+        assert (model.context_window, other.context_window) == (4096, 99)
+        fake.models = listing("fake-1", max_model_len=1024)
+        await until(lambda: model.context_window == 1024)
+        assert (other.name, other.context_window) == ("fake-1", 99)
