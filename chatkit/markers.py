@@ -22,12 +22,18 @@ class Markers:
 
     The space stands before the last character, or after the first where the marker ends with a letter: `<human>`
     becomes `<human >`, `[Round` becomes `[ Round`. One that a single character stands for is removed.
+
+    Args:
+        markers: the markers themselves.
+        looks: a regular expression of what else has the look of one, found in the text as it is folded; the space
+            stands after the first character.
     """
 
-    def __init__(self, markers: Iterable[str]) -> None:
+    def __init__(self, markers: Iterable[str], looks: str = "") -> None:
         folded = {"".join(map(_folded_character, marker.strip())) for marker in markers}
         longest_first = sorted(folded - {""}, key=lambda marker: (-len(marker), marker))
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        parts = [*([f"(?P<look>{looks})"] if looks else []), *map(re.escape, longest_first)]
+        self._pattern = re.compile("|".join(parts)) if parts else None
 
     def broken(self, text: str) -> str:
         """Return `text` without any of the markers; breaking it again changes nothing more."""
@@ -38,10 +44,11 @@ class Markers:
                 break
             for match in reversed(found):
                 first, last = places[match.start()], places[match.end() - 1]
+                look = match.lastgroup == "look"
                 if first == last:
                     text = text[:first] + text[first + 1 :]
                 else:
-                    at = first + 1 if match[0][-1].isalnum() else last
+                    at = first + 1 if look or match[0][-1].isalnum() else last
                     text = f"{text[:at]} {text[at:]}"
         return text
 

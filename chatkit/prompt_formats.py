@@ -191,7 +191,7 @@ class ChatTemplateFormat:
     def render(self, messages: Sequence[Message]) -> str:
         """Return the prompt; a system message the template does not take where it stands opens the next message."""
         if not self._system_anywhere:
-            messages = _fold_systems(messages, keep_first=self._system_first)
+            messages = fold_systems(messages, keep_first=self._system_first)
         return self._run(messages)
 
     def _run(self, messages: Sequence[Message]) -> str:
@@ -352,14 +352,17 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _fold_systems(messages: Sequence[Message], *, keep_first: bool) -> list[Message]:
-    """Put every system message, or every one but the first, in front of the message that follows it."""
+def fold_systems(messages: Sequence[Message], *, keep_first: bool) -> list[Message]:
+    """Put every system message, or every one but the first, in front of the message that follows it.
+
+    One that nothing follows becomes the user's.
+    """
     folded: list[Message] = []
-    waiting = ""
+    waiting: list[str] = []
     for at, message in enumerate(messages):
         if message.role == "system" and not (keep_first and at == 0):
-            waiting += message.content + "\n\n"
+            waiting.append(message.content)
         else:
-            folded.append(Message(message.role, waiting + message.content))
-            waiting = ""
-    return folded
+            folded.append(Message(message.role, "\n\n".join([*waiting, message.content])))
+            waiting = []
+    return [*folded, Message("user", "\n\n".join(waiting))] if waiting else folded

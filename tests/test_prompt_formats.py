@@ -18,6 +18,7 @@ from chatkit.prompt_formats import (
     Llama2Format,
     OpenChatKitFormat,
     chosen,
+    fold_systems,
 )
 from chatkit.settings import load_settings
 from chatkit.types import Message
@@ -475,3 +476,11 @@ def test_a_base_model_is_refused_with_the_setting_that_helps(setting) -> None:
         chosen(setting, name="EleutherAI/pythia-7b", chat_template="")
     assert "'EleutherAI/pythia-7b' has no chat template" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_system_message_that_nothing_follows_becomes_the_users() -> None:
+    alone = [Message("user", "u"), Message("system", "s1"), Message("system", "s2")]
+    expected = [Message("user", "u"), Message("user", "s1\n\ns2")]
+    assert fold_systems(alone, keep_first=True) == fold_systems(alone, keep_first=False) == expected
+    prompt = ChatTemplateFormat(NO_SYSTEM).render(alone)
+    assert prompt.endswith("<start_of_turn>user\ns1\n\ns2<end_of_turn>\n")

@@ -146,7 +146,7 @@ class UpstreamModel:
     def __init__(self, options: UpstreamOptions, credentials: Credentials, counter: TokenCounter) -> None:
         self.name = options.model or "upstream"
         self.context_window = options.context
-        self.format = MessagesFormat(options.systems)
+        self.format = MessagesFormat(options.systems, counter.special_tokens)
         self.breaker = Breaker()
         self.live: set[UpstreamGeneration] = set()
         self._options = options

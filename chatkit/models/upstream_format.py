@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chatkit.errors import BrokenModel, InvalidRequest
 from chatkit.markers import Markers
+from chatkit.prompt_formats import fold_systems
 from chatkit.types import Message
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 Systems = Literal["first", "none", "any"]
 
 # The markers of common templates by name, broken in every spelling: ChatML, Llama 2 and 3, Mistral, Gemma, Phi, Zephyr,
-# Falcon, OpenChatKit, ChatGLM, EXAONE, BlueLM, Granite, Cohere, DeepSeek.
-_NAMED = Markers(
+# Falcon, OpenChatKit, ChatGLM, EXAONE, BlueLM, Granite, Cohere, DeepSeek, ERNIE, Ling, MiniMax.
+_NAMED = tuple(
     f"{opening}{name}{closing}"
     for opening, names, closing in (
         ("<|", "im_start im_end endoftext begin_of_text end_of_text start_header_id end_header_id eot_id eom_id", "|>"),
@@ -29,6 +30,9 @@ _NAMED = Markers(
         ("<|", "START_OF_TURN_TOKEN END_OF_TURN_TOKEN SYSTEM_TOKEN USER_TOKEN CHATBOT_TOKEN start return call", "|>"),
         ("<|", "begin▁of▁sentence end▁of▁sentence User Assistant", "|>"),
         ("<", "s /s bos eos pad unk sop eop human bot start_of_turn end_of_turn start_of_image image", ">"),
+        ("<", "BOS_TOKEN EOS_TOKEN PAD_TOKEN UNK_TOKEN beginning_of_sentence end_of_sentence role /role", ">"),
+        ("]~", "b] !b[", ""),
+        ("[e~", "[", ""),
         ("<<", "SYS /SYS", ">>"),
         (
             "[",
@@ -40,19 +44,19 @@ _NAMED = Markers(
     )
     for name in names.split()
 )
-# What else has the look of one, whatever its name, and the openings of lines that stand for a role.
-_LOOKS = re.compile(
-    r"""
-      <(?=\|[^<>|\n]{1,64}\|?>)                 # <|…|>, <|…>
-    | <(?=[^<>|\s]{1,64}\|>)                    # <…|>
-    | <(?=｜[^<>｜\n]{1,64}｜>)                 # DeepSeek's
-    | \[(?=\|[^\[\]|\n]{1,64}\|\])              # [|…|]
-    | \[(?=Round\ \d{1,6}\])                    # ChatGLM
-    | \#(?=\#\#\ (?:Instruction|Input|Response|System|User|Human|Assistant)[ ]?:)
-    | (?m:^)U(?=SER:) | (?m:^)A(?=SSISTANT:)    # Vicuna
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
+# What else has the look of one, whatever its name, and the openings of lines that stand for a role. The template is not
+# here, so whether it marks roles in plain words is not known: those of Alpaca and Vicuna are broken for every model.
+# Text is folded before it is compared, so one spelling stands for all: full-width, upper case, with invisible marks.
+_LOOKS = r"""(?mx:
+      <\|[^<>|\n]{1,64}\|?>                      # <|…|>, <|…>
+    | <[^<>|\s]{1,64}\|>                         # <…|>
+    | \[\|[^\[\]|\n]{1,64}\|\]                  # [|…|]
+    | \[round\ \d{1,6}\]                        # ChatGLM
+    | <(?:extra_id_|special_|reserved_|unused)\d{1,6}>   # Nemotron, Baichuan, Gemma
+    | <seed:[^<>\s]{1,32}>                       # Seed
+    | \#\#\#\ (?:instruction|input|response|system|user|human|assistant)[ ]?:
+    | ^user: | ^assistant:                       # Vicuna
+    )"""
 
 
 class MessagesFormat:
@@ -62,21 +66,23 @@ class MessagesFormat:
         systems: which system messages stay of their own. `first` keeps one that opens the prompt and puts any other in
             front of the message that follows it, since many templates refuse it elsewhere; `none` is for templates that
             take none at all; `any` leaves every one where it stands.
+        special_tokens: what the upstream's tokenizer reads as control tokens, as far as it is known.
     """
 
     stop_words: tuple[str, ...] = ()
 
-    def __init__(self, systems: Systems = "first") -> None:
+    def __init__(self, systems: Systems = "first", special_tokens: Sequence[str] = ()) -> None:
         self._systems = systems
+        self._markers = Markers([*_NAMED, *special_tokens], _LOOKS)
 
     def neutralise(self, text: str) -> str:
         """Return `text` with a space put into everything that a common template may have for a marker."""
-        return _NAMED.broken(_LOOKS.sub(lambda found: found[0] + " ", text))
+        return self._markers.broken(text)
 
     def render(self, messages: Sequence[Message]) -> str:
         """Return the messages as JSON, byte for byte the same for the same messages."""
         if self._systems != "any":
-            messages = _folded(messages, keep_first=self._systems == "first")
+            messages = fold_systems(messages, keep_first=self._systems == "first")
         rows = [{"role": message.role, "content": message.content} for message in messages]
         return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
@@ -104,21 +110,6 @@ def _rows(text: str) -> list[dict[str, str]] | None:
         isinstance(row, dict) and set(row) == {"role", "content"} and isinstance(row["content"], str) for row in rows
     )
     return rows if fine else None
-
-
-def _folded(messages: Sequence[Message], *, keep_first: bool) -> list[Message]:
-    """Put every system message, or every one but the first, in front of the message that follows it."""
-    folded: list[Message] = []
-    waiting = ""
-    for at, message in enumerate(messages):
-        if message.role == "system" and not (keep_first and at == 0):
-            waiting += message.content + "\n\n"
-        else:
-            folded.append(Message(message.role, waiting + message.content))
-            waiting = ""
-    if waiting:
-        folded.append(Message("user", waiting.removesuffix("\n\n")))
-    return folded
 
 
 # What a template writes around one message, and around them all (a beginning, the opening of the answer, in some the
@@ -199,10 +190,15 @@ class TokenCounter:
 
     Args:
         tokenizer: of the upstream's model; an estimate unless given.
+
+    Attributes:
+        special_tokens: every string that the tokenizer reads as a control token.
     """
 
     def __init__(self, tokenizer: "Tokenizer | None" = None) -> None:
         self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder().values() if tokenizer else ()
+        self.special_tokens = tuple(token.content for token in added if token.special)
 
     def __call__(self, text: str) -> int:
         """Return the tokens of `text`; of a rendered prompt with what a template writes around its messages."""

@@ -27,6 +27,16 @@ MARKERS = [
     *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>", "[SYSTEM_PROMPT]", "[AVAILABLE_TOOLS]", "[gMASK]"),
     *("<start_of_turn>", "<end_of_turn>", "<bos>", "<eos>", "[|Human|]:", "[|AI|]:", "[|endofturn|]"),
     *("<human>", "<bot>", "<｜User｜>", "<｜begin▁of▁sentence｜>", "[Round 3]", "### Instruction:", "### Response:"),
+    *(
+        "<extra_id_1>User",
+        "<SPECIAL_11>",
+        "<reserved_106>",
+        "<unused7>",
+        "<seed:bos>",
+        "<role>HUMAN</role>",
+        "]~b]user",
+    ),
+    *("]~!b[", "[e~[", "<beginning_of_sentence>", "<BOS_TOKEN>", "<EOS_TOKEN>"),
 ]
 TEXTS = {
     "German": "Künstliche Intelligenz verändert unser Leben. Wie wird das Wetter morgen in München?",
@@ -58,12 +68,19 @@ def tokenizer(models_dir):
 @pytest.mark.parametrize("around", ["{}", "a{}b", "\n{} x", "<{}", "{0}{0}", "[[{}]]"])
 def test_every_common_marker_is_broken_once_and_for_all(marker, around) -> None:
     broken = FORM.neutralise(around.format(marker))
-    assert marker not in broken
+    assert marker.casefold() not in broken.casefold()
     assert broken.replace(" ", "") == around.format(marker).replace(" ", "")
     assert FORM.neutralise(broken) == broken
 
 
-@pytest.mark.parametrize("text", ["USER: hi\nASSISTANT: yes", "＜|im_start|＞", "<|IM_START|>", "<\u200b|im_end|>"])
+SPELLINGS = [
+    *("USER: hi\nASSISTANT: yes", "＜|im_start|＞", "<|IM_START|>", "<\u200b|im_end|>", "＜｜im_start｜＞"),
+    *("＜｜any_new_one｜＞", "<|any\u200b_new_one|>", "<\u200b|any_new_one|>", "<|any_new_one\u2060|>", "［｜any｜］"),
+    *("＜ＳＰＥＣＩＡＬ＿１１＞", "<sp\u200becial_11>", "<\u200bany|>", "ＵＳＥＲ： do it", "\u200bUSER: do it"),
+]
+
+
+@pytest.mark.parametrize("text", SPELLINGS)
 def test_other_spellings_and_line_openings_are_broken_too(text) -> None:
     broken = FORM.neutralise(text)
     assert broken != text
@@ -73,6 +90,7 @@ def test_other_spellings_and_line_openings_are_broken_too(text) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        "the user: a USER: in a line, ## Input: and <special> <reserved> <extra> <seed> ]~[ <roles>",
         "if a < b | c > d: x |> f <| y",
         "see [1] and [INSTALL], List<String>, <table>, a <= b || c",
         "### Heading\n\nThe user: a person. An assistant: another.",
@@ -88,6 +106,17 @@ def test_text_that_only_looks_a_little_like_it_is_left_alone(text) -> None:
 def test_neutralising_twice_is_neutralising_once(text) -> None:
     once = FORM.neutralise(text)
     assert FORM.neutralise(once) == once
+
+
+def test_every_special_token_of_the_upstreams_tokenizer_is_broken(tokenizer) -> None:
+    counter = TokenCounter(tokenizer)
+    form = MessagesFormat("first", counter.special_tokens)
+    assert {"<|im_start|>", "<repo_name>", "<file_sep>"} <= set(counter.special_tokens)
+    for token in counter.special_tokens:
+        ids = tokenizer.encode(form.neutralise(f"a{token}b"), add_special_tokens=False).ids
+        assert tokenizer.token_to_id(token) not in ids
+    assert FORM.neutralise("<repo_name>") == "<repo_name>"
+    assert TokenCounter().special_tokens == ()
 
 
 roles = st.sampled_from(["user", "assistant"])
