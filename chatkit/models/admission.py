@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from chatkit.errors import Overloaded, TooLarge
 
+# Tokens that a row in the cache of the `transformers` engine is a multiple of, so that it is not made anew every time.
+ROW_BLOCK = 64
+
 
 @dataclass(slots=True)
 class Admission:
@@ -20,12 +23,14 @@ class Admission:
         most_waiting: generations that may wait.
         tokens: what the cache holds; None where the engine itself sees to it.
         block: tokens that the cache hands out at a time.
+        alike: every generation takes as much of the cache as the longest does.
     """
 
     most_running: int
     most_waiting: int = 0
     tokens: int | None = None
     block: int = 32
+    alike: bool = False
     _running: dict[int, int] = field(default_factory=dict)
     _needs: dict[int, int] = field(default_factory=dict)
     _queues: dict[str, deque[int]] = field(default_factory=dict)
@@ -68,7 +73,7 @@ class Admission:
         while self._queues and len(self._running) < self.most_running:
             key, queue = next(iter(self._queues.items()))
             need = self._needs[queue[0]]
-            if self.tokens is not None and need > self.tokens - sum(self._running.values()):
+            if self.tokens is not None and self._taken([*self._running.values(), need]) > self.tokens:
                 break
             number = queue.popleft()
             del self._queues[key]
@@ -100,6 +105,9 @@ class Admission:
                 "takes; try again shortly"
             )
         return longest[-1]
+
+    def _taken(self, needs: list[int]) -> int:
+        return len(needs) * max(needs) if self.alike else sum(needs)
 
     def _rounded(self, tokens: int) -> int:
         return -(-tokens // self.block) * self.block

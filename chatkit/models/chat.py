@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatkit.errors import BrokenModel, ConfigError
+from chatkit.errors import BrokenModel, ConfigError, TooLarge
 from chatkit.models import parallel
-from chatkit.models.admission import Admission
+from chatkit.models.admission import ROW_BLOCK, Admission
 from chatkit.models.chat_convert import dequantized
 from chatkit.models.chat_embedder import ChatEmbedder
 from chatkit.models.chat_facts import ChatFacts, read_facts
-from chatkit.models.engine import EngineModel, load_tokenizer
+from chatkit.models.decoding import load_tokenizer
+from chatkit.models.engine import EngineModel
 from chatkit.prompt_formats import chosen
 
 if TYPE_CHECKING:
@@ -72,17 +73,20 @@ class ChatModel(EngineModel):
     """
 
     ends_service = True
+    longest_silence = 8.0  # torch lets go of the interpreter's lock while it computes
 
-    def __init__(self, folder: Path, facts: ChatFacts, options: ChatOptions, *, name: str) -> None:
+    def __init__(
+        self, folder: Path, facts: ChatFacts, options: ChatOptions, *, name: str, derived: bool = False
+    ) -> None:
         ranks = _ranks(facts, options)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder, derived=derived)
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         if facts.vocabulary and size > facts.vocabulary:
             raise BrokenModel(
-                f"the tokenizer of {str(folder)!r} has {size} tokens, the model {facts.vocabulary}: it belongs to "
-                "another model; copy the right tokenizer.json"
+                f"the tokenizer of {str(folder)!r} has ids up to {size - 1}, the model {facts.vocabulary} tokens: "
+                "it belongs to another model; copy the right tokenizer.json"
             )
         worker = {**asdict(options), "model": str(folder), "tokenizer": str(folder), "window": facts.context_window}
         super().__init__(
@@ -100,10 +104,30 @@ class ChatModel(EngineModel):
             ),
             tokenizer=tokenizer,
             most_live=options.max_running + options.max_queue,
-            admission=Admission(options.max_running, options.max_queue),
+            admission=Admission(options.max_running, options.max_queue, block=ROW_BLOCK, alike=True),
         )
         self.facts = facts
         self.embedder = ChatEmbedder(self)
+
+    def _opened(self, reported: dict[str, Any]) -> None:
+        """Hold no more than the worker's cache does."""
+        fits = reported["cache_tokens"]
+        if fits < self.context_window:
+            log.warning(
+                "the key-value cache holds %d tokens, fewer than the %d of the model; raise CHATKIT_KV_CACHE_GB",
+                fits,
+                self.context_window,
+            )
+            self.context_window = fits
+        self._admission.tokens = fits
+
+    def _need(self, prompt: int, answer: int) -> int:
+        """Return what a request may take: the worker ends an answer where the window does."""
+        if prompt >= self.context_window:
+            raise TooLarge(
+                f"the prompt has {prompt} tokens, the model holds {self.context_window} with the answer; send less"
+            )
+        return min(prompt + answer, self.context_window)
 
     async def start(self) -> None:
         """Start the engine's processes and wait until they have loaded; see EngineModel."""
@@ -119,7 +143,7 @@ def open_chat(path: Path, *, cache: Path, options: ChatOptions, name: str) -> Ch
         ConfigError: the options do not fit it.
     """
     folder = dequantized(path, cache=cache) if path.is_file() else path
-    return ChatModel(folder, read_facts(folder), options, name=name)
+    return ChatModel(folder, read_facts(folder), options, name=name, derived=folder != path)
 
 
 def parse_memory(text: str) -> dict[int, float]:

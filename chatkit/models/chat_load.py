@@ -1,5 +1,6 @@
 """Reading a causal model of transformers from a folder: precision, placement, quantisation, shards."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def load_model(folder: Path, options: LoadOptions) -> Any:
     else:
         settings |= placement(options)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **settings)
+        model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **settings)
     except ImportError as error:
         wanted = "quantize" if options.quantize != "none" else "torch"
         raise MissingExtra(error.name or ("bitsandbytes" if wanted == "quantize" else "accelerate"), wanted) from error
@@ -70,7 +71,17 @@ def load_model(folder: Path, options: LoadOptions) -> Any:
         ) from error
     except (ValueError, OSError, RuntimeError) as error:
         raise _unreadable(folder, error) from error
+    _check_whole(folder, report)
     return model.eval()
+
+
+def _check_whole(folder: Path, report: Mapping[str, Any]) -> None:
+    """Refuse a model of which transformers has made up weights, since it found none or ones of another shape."""
+    odd = sorted(str(key) for key in report.get("mismatched_keys", ()))
+    lost = [*sorted(report.get("missing_keys", ())), *odd, *map(str, report.get("error_msgs", ()))]
+    if lost:
+        first = lost[0].splitlines()[0][:200]
+        raise ModelError(f"{str(folder)!r}: {len(lost)} weights are missing (first: {first}); copy the model again")
 
 
 def chosen_dtype(name: str) -> torch.dtype:

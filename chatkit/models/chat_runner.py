@@ -54,6 +54,7 @@ class Runner:
 
     Attributes:
         lengths: tokens held by each slot in use.
+        vocabulary: how many token ids there are.
         announce: told the name and arguments of every call before it runs; None on all ranks but the first.
         busy_since: when the call that runs began; None while there is none.
         replay: runs a step of many rows from recorded graphs where it can; None runs it plainly.
@@ -67,6 +68,7 @@ class Runner:
         self.device = model.get_input_embeddings().weight.device
         if self.device.type == "meta":  # offloaded: accelerate brings the weights to where they are used
             self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self.cache = SlotCache()
         self.lengths: list[int] = []
         self.announce: Callable[[str, Any], None] | None = None
@@ -210,8 +212,7 @@ class Runner:
         Raises:
             ModelError: they differ: this architecture needs something that the engine does not give it.
         """
-        vocabulary = int(self.model.get_input_embeddings().weight.shape[0])
-        ids = [(7 * place + 3) % vocabulary for place in range(9)]
+        ids = [(7 * place + 3) % self.vocabulary for place in range(9)]
         whole = self.model(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
         self.cache.resize(2, _ROUND, 0)
         for length in (5, 8):

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Below this the most likely token is certain, and single precision may not tell the logits apart.
-_LEAST_TEMPERATURE = 1e-4
+from chatkit.models.worker_io import LEAST_TEMPERATURE
 
 
 @dataclass(slots=True)
@@ -42,7 +41,7 @@ class Sampler:
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken."""
-        return self.temperature < _LEAST_TEMPERATURE
+        return self.temperature < LEAST_TEMPERATURE
 
     def take(self, token: int) -> None:
         """Remember a token of the answer."""

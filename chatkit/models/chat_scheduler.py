@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
+from chatkit.models.admission import ROW_BLOCK
 from chatkit.models.chat_prefixes import Prefixes
 from chatkit.models.chat_runner import Runner
 from chatkit.models.chat_sampling import Sampler, choose
 from chatkit.models.chat_stopping import RowStop
 
-# Lengths of the cache are multiples of this, so that it is not made anew for every request. Tokens.
-_BLOCK = 64
 # Padded tokens of one forward pass for vectors.
 _EMBED_TOKENS = 4096
+# Vectors of one line. Bytes.
+_VECTOR_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Row:
     @property
     def length(self) -> int:
         """Tokens of prompt and answer at most, in whole blocks."""
-        return -(-(len(self.ids) + self.room) // _BLOCK) * _BLOCK
+        return -(-(len(self.ids) + self.room) // ROW_BLOCK) * ROW_BLOCK
 
     def take(self, token: int) -> str | None:
         """Add a token; return why the row is over, if it is."""
@@ -93,7 +94,12 @@ class Scheduler:
 
     def apply(self, command: dict[str, Any]) -> None:
         """Take a command of the service's side; `engine` lists them."""
-        if "add" in command:
+        ids = [command.get("ids", [])] if "add" in command else command.get("ids", [])
+        odd = next((i for row in ids for i in row if not 0 <= i < self._runner.vocabulary), None)
+        if odd is not None:
+            text = f"token {odd} is none of the model's {self._runner.vocabulary}; copy the model's own tokenizer.json"
+            self._fail(command["add" if "add" in command else "embed"], "invalid", text)
+        elif "add" in command:
             self._add(command["add"], command["ids"], command["config"])
         elif "embed" in command:
             self._texts.append(self._embed(command["embed"], command["ids"]))
@@ -120,8 +126,8 @@ class Scheduler:
 
     def _cancel(self, number: int) -> None:
         for row in [*self._running, *([self._filling] if self._filling else [])]:
-            if row.number == number:
-                return self._end(row)
+            if row.number == number:  # of one that is still being filled nobody has seen whether its numbers are any
+                return self._end(row, keep=row is not self._filling)
         self._waiting = deque(row for row in self._waiting if row.number != number)
         return None
 
@@ -264,23 +270,27 @@ class Scheduler:
         return key
 
     def _embed(self, number: int, texts: list[list[int]]) -> Iterator[None]:
-        """Make the vectors of texts, a batch of like lengths a pass, and send them together at the end."""
+        """Make the vectors of texts, a batch of like lengths a pass, and send each as it is made."""
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        vectors: dict[int, Any] = {}
         try:
             while order:
                 longest = len(texts[order[-1]])
                 batch = order[-max(1, _EMBED_TOKENS // longest) :]
                 del order[-len(batch) :]
                 made = self._runner.embed([texts[index] for index in batch]).cpu().numpy()
-                vectors |= dict(zip(batch, made, strict=True))
+                self._send_vectors(number, batch, made)
                 yield
         except self._survivable:
             self._drop_prefixes()
             return self._fail(number, "overloaded", "the engine is out of memory for these texts; send fewer")
-        raw = b"".join(vectors[index].tobytes() for index in range(len(texts)))
-        self._send({"vectors": number, "float32": base64.b64encode(raw).decode()})
         return None
+
+    def _send_vectors(self, number: int, texts: list[int], made: Any) -> None:
+        """Send the rows of some texts, in lines that are never long."""
+        most = max(1, _VECTOR_BYTES // made[0].nbytes)
+        for first in range(0, len(texts), most):
+            raw = base64.b64encode(made[first : first + most].tobytes()).decode()
+            self._send({"vectors": number, "texts": texts[first : first + most], "float32": raw})
 
     def _fail(self, number: int, kind: str, message: str) -> None:
         self._send({"failed": number, "kind": kind, "message": message})

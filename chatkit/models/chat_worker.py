@@ -7,36 +7,34 @@ the end of the process. Ranks above 0 have neither: they follow rank 0.
 import json
 import os
 import queue
-import signal
 import sys
-import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from chatkit.errors import ChatkitError
-from chatkit.models import parallel
+from chatkit.errors import ChatkitError, ModelError
+from chatkit.models import parallel, worker_io
+from chatkit.models.admission import ROW_BLOCK
+from chatkit.models.decoding import load_tokenizer
+from chatkit.models.worker_io import Commands, Events
 
 Fatal = Callable[[str], None]
-Commands = queue.SimpleQueue[dict[str, Any] | None]
+# A CPU may read texts for vectors this long in one call. Seconds.
+_LONGEST_CPU_CALL = 1800.0
 
 
 def main() -> int:
     """Load, say so, work; a failure is the last event."""
-    options = json.loads(sys.argv[1])
-    # Libraries may print: what they print must not reach the event stream.
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle; it closes stdin when done
+    options, events = worker_io.opened()
     # Read once by torch's OpenMP. A thread that spins while it waits takes the core that the others, the service or
     # another rank would finish on: on two busy cores a step took four times as long, a prompt seven times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    sys.setswitchinterval(0.0005)  # the reader of commands should not wait long for a turn
 
-    def fatal(why: str) -> None:
+    def fatal(why: str, code: str = "") -> None:
         if place is None or place.rank == 0:
-            _send(events, {"fatal": why})
+            events.fatal(why, code)
         else:
             print(why, file=sys.stderr, flush=True)  # noqa: T201 - the service keeps the last lines
 
@@ -50,13 +48,12 @@ def main() -> int:
     except BrokenPipeError:
         return 0  # the service is gone
     except (ChatkitError, RuntimeError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        fatal(lines[0][:600] if lines else "unknown")
+        fatal(worker_io.message(error), error.code if isinstance(error, ChatkitError) else "")
         return 1
     return 0
 
 
-def _in_parallel(options: dict[str, Any], events: TextIO, place: parallel.Place | None, fatal: Fatal) -> int:
+def _in_parallel(options: dict[str, Any], events: Events, place: parallel.Place | None, fatal: Fatal) -> int:
     """Be one rank of several, starting the others first where no launcher did."""
     store = None
     if place is None:
@@ -66,7 +63,6 @@ def _in_parallel(options: dict[str, Any], events: TextIO, place: parallel.Place 
 
         place, store = parallel.start_followers(options["tensor_parallel"], command, fatal)
     elif place.rank > 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # rank 0 drains first, and says when it is over
         store = parallel.join(place) if options.get("place") else None
     group = parallel.Group(place, fatal, store)
     runner = _opened({**options, "tensor_parallel": place.ranks})
@@ -81,7 +77,6 @@ def _in_parallel(options: dict[str, Any], events: TextIO, place: parallel.Place 
             _serve(runner, options, events, sizes)
         finally:
             group.leave()
-    events.flush()
     os._exit(0)  # the meeting thread may be inside a collective, which must not meet its own destruction
 
 
@@ -110,16 +105,18 @@ def _opened(options: Mapping[str, Any]) -> Any:
     return Runner(model)
 
 
-def _serve(runner: Any, options: Mapping[str, Any], events: TextIO, sizes: list[int]) -> None:
+def _serve(runner: Any, options: Mapping[str, Any], events: Events, sizes: list[int]) -> None:
     """Work until stdin ends; `sizes` are the bytes of the parameters on each rank."""
     from chatkit.models.chat_scheduler import Limits, Scheduler
-    from chatkit.models.engine import load_tokenizer
 
     runner.check()
     on_gpu = runner.device.type == "cuda"
+    cache_tokens = options["kv_cache_gb"] * 2**30 // max(1, runner.cache.bytes_per_token) // ROW_BLOCK * ROW_BLOCK
+    if not cache_tokens:
+        raise ModelError(f"kv_cache_gb is {options['kv_cache_gb']}, less than {ROW_BLOCK} tokens; raise it")
     limits = Limits(
-        cache_tokens=options["kv_cache_gb"] * 2**30 // max(1, runner.cache.bytes_per_token),
-        window=options["window"],
+        cache_tokens=cache_tokens,
+        window=min(options["window"], cache_tokens),
         max_running=options["max_running"],
         piece=options["piece"] or (2048 if on_gpu else 256),
         keep_prefixes=options["prefix_cache"],
@@ -129,10 +126,16 @@ def _serve(runner: Any, options: Mapping[str, Any], events: TextIO, sizes: list[
 
         runner.replay = Graphs(runner.decode, runner.cache).step
     tokenizer = load_tokenizer(Path(options["tokenizer"]))
-    scheduler = Scheduler(runner, tokenizer, limits, lambda event: _send(events, event))
-    commands: Commands = queue.SimpleQueue()
-    threading.Thread(target=_read_commands, args=(sys.stdin, commands), daemon=True).start()
-    _send(events, {"ready": True, "parameter_bytes": sizes})
+    scheduler = Scheduler(runner, tokenizer, limits, events.send)
+    commands = worker_io.commands(sys.stdin)
+    events.send({"ready": True, "parameter_bytes": sizes, "cache_tokens": limits.cache_tokens})
+    longest = parallel.LONGEST_CALL if on_gpu else _LONGEST_CPU_CALL
+
+    def hangs() -> str:
+        since = runner.busy_since
+        return f"a call has taken {longest:.0f} s" if since and time.monotonic() - since > longest else ""
+
+    worker_io.keep_saying_alive(events, hangs)
     while _take_commands(scheduler, commands):
         if not scheduler.idle:
             scheduler.work()
@@ -154,17 +157,6 @@ def _take_commands(scheduler: Any, commands: Commands) -> bool:
         if command is None:
             return False
         scheduler.apply(command)
-
-
-def _read_commands(stream: TextIO, commands: Commands) -> None:
-    for line in stream:
-        commands.put(json.loads(line))
-    commands.put(None)
-
-
-def _send(events: TextIO, event: dict[str, Any]) -> None:
-    events.write(json.dumps(event, separators=(",", ":")) + "\n")
-    events.flush()
 
 
 if __name__ == "__main__":

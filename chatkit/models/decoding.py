@@ -1,10 +1,13 @@
-"""Text from tokens as they come: whole characters, and no sequence of tokens that it fails on.
+"""Tokenizers, and text from tokens as they come: whole characters, and no sequence of tokens that it fails on.
 
 The rule of `tokenizers.DecodeStream`, which raises where a tokenizer with byte fallback takes back text that it has
 given: a run of bytes that is UTF-8 becomes one that is not by the bytes that follow.
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from chatkit.errors import BrokenModel, MissingExtra
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,3 +60,29 @@ class Decoder:
 
     def _text(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def load_tokenizer(folder: Path, *, derived: bool = False) -> "Tokenizer":
+    """Read `tokenizer.json` of a model folder.
+
+    Args:
+        derived: the folder was written here, and will be again when it is gone.
+
+    Raises:
+        BrokenModel: it cannot be read.
+    """
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise MissingExtra("tokenizers", "local") from error
+    file = folder / "tokenizer.json"
+    step = f"remove {str(folder)!r} and start again" if derived else "copy tokenizer.json of the model again"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise BrokenModel(f"{str(file)!r} cannot be read ({getattr(error, 'strerror', error)}); {step}") from error
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library has no class of its own for it
+        why = (str(error).splitlines() or ["unknown"])[0][:200]
+        raise BrokenModel(f"{str(file)!r} is no tokenizer ({why}); {step}") from error

@@ -4,11 +4,13 @@ Every engine that runs here speaks the same lines with its worker, commands to i
 
 commands: {"add": id, "ids": […], "config": {…}} · {"cancel": id}
 events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} · {"refused": id, "why": …} · {"fatal": …}
+          {"alive": true} every second from then on
 
 `chat_worker` has more of them.
 commands: {"embed": id, "ids": [[…], …]}
-events:   {"step": …, "read": prompt tokens computed} · {"failed": id, "kind": …, "message": one line for the caller}
-          {"vectors": id, "float32": base64 of the rows}
+events:   {"ready": true, "cache_tokens": what the cache holds, …} · {"step": …, "read": prompt tokens computed}
+          {"failed": id, "kind": …, "message": one line for the caller}
+          {"vectors": id, "texts": [index, …], "float32": base64 of their rows}, until all have come
 """
 
 import asyncio
@@ -18,15 +20,15 @@ import json
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from chatkit.errors import (
     BrokenModel,
     ChatkitError,
+    ConfigError,
     EngineFailed,
     InvalidRequest,
-    MissingExtra,
+    ModelError,
     Overloaded,
     Unavailable,
 )
@@ -40,17 +42,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A step's line holds one short row a running generation; this is far above any real one. Bytes.
+# A step's line holds one short row a running generation, vectors come in small parts; this is far above both. Bytes.
 _LINE_LIMIT = 1 << 24
 # The worker ends by itself when its stdin closes; after this it is killed. Seconds.
 _STOP_TIMEOUT = 5.0
 # How long its last complaints may take to come after its death. Seconds.
 _LAST_WORDS = 1.0
-# What one request may fail with while the engine goes on.
+# How often it is looked whether the worker has said anything. Seconds.
+_LOOK = 0.5
+# What one request may fail with while the engine goes on, and its start.
 _KINDS: dict[str, type[ChatkitError]] = {
     "invalid": InvalidRequest,
     "overloaded": Overloaded,
     "unavailable": Unavailable,
+    **{kind.code: kind for kind in (BrokenModel, ConfigError, ModelError)},
 }
 
 
@@ -101,6 +106,27 @@ class EngineGeneration:
             self.cancel()
 
 
+class _Vectors:
+    """The vectors of one request, which come in parts."""
+
+    def __init__(self, texts: int) -> None:
+        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._rows: dict[int, bytes] = {}
+        self._texts = texts
+
+    def put(self, texts: Sequence[int], raw: bytes) -> None:
+        """Take the rows of some texts."""
+        size = len(raw) // len(texts)
+        self._rows |= {index: raw[place * size : (place + 1) * size] for place, index in enumerate(texts)}
+        if len(self._rows) == self._texts and not self.whole.done():
+            self.whole.set_result(b"".join(self._rows[index] for index in range(self._texts)))
+
+    def fail(self, failure: ChatkitError) -> None:
+        """End the wait."""
+        if not self.whole.done():
+            self.whole.set_exception(failure)
+
+
 class EngineModel:
     """A language model in an engine process; satisfies protocols.LanguageModel.
 
@@ -115,9 +141,11 @@ class EngineModel:
         tokens_read: prompt tokens it has computed, where the worker counts them; those of a warm cache are not.
         reported: what the worker said of itself when it was ready.
         ends_service: whether the service should end when the engine has stopped, to be started anew as a whole.
+        longest_silence: seconds without a line, not even a sign of life, after which the worker is given up.
     """
 
     ends_service: ClassVar[bool] = False
+    longest_silence: ClassVar[float] = 60.0
 
     def __init__(
         self,
@@ -146,7 +174,8 @@ class EngineModel:
         self._reader: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._live: dict[int, EngineGeneration] = {}
-        self._asked: dict[int, asyncio.Future[bytes]] = {}
+        self._asked: dict[int, _Vectors] = {}
+        self._silence = 0.0
         self._next = 0
         self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
         self._complaints: deque[str] = deque(maxlen=20)
@@ -194,8 +223,7 @@ class EngineModel:
         except TimeoutError:
             process.kill()
             await process.wait()
-        if self._reader:
-            await asyncio.gather(self._reader, return_exceptions=True)
+        await asyncio.gather(*filter(None, [self._reader]), return_exceptions=True)
 
     def generate(self, prompt: str, sampling: SamplingParams, *, session: str = "") -> EngineGeneration:
         """Queue a prompt; see protocols.LanguageModel."""
@@ -203,7 +231,7 @@ class EngineModel:
             raise EngineFailed(str(self._failure))
         ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         number, self._next = self._next, self._next + 1
-        given_up = self._admission.ask(number, session=session, tokens=len(ids) + sampling.max_new_tokens)
+        given_up = self._admission.ask(number, session=session, tokens=self._need(len(ids), sampling.max_new_tokens))
         generation = EngineGeneration(self, number, len(ids))
         self._live[number] = generation
         config = {
@@ -222,6 +250,10 @@ class EngineModel:
         self._start_waiting()
         return generation
 
+    def _need(self, prompt: int, answer: int) -> int:
+        """Return the tokens of cache that a request may take."""
+        return prompt + answer
+
     async def vectors(self, rows: Sequence[Sequence[int]]) -> bytes:
         """Return the (texts, hidden size) float32 vectors of texts given as token ids, where the worker makes them.
 
@@ -232,10 +264,10 @@ class EngineModel:
         if self._failure:
             raise EngineFailed(str(self._failure))
         number, self._next = self._next, self._next + 1
-        self._asked[number] = asyncio.get_running_loop().create_future()
+        asked = self._asked[number] = _Vectors(len(rows))
         try:
             self._send({"embed": number, "ids": rows})
-            return await self._asked[number]
+            return await asked.whole
         finally:
             self._asked.pop(number, None)
 
@@ -268,16 +300,19 @@ class EngineModel:
         if process.stdout is None or process.stderr is None:
             raise AssertionError("the worker was started with pipes")
         stderr = asyncio.create_task(self._keep_complaints(process.stderr))
-        why = ""
+        watch = asyncio.create_task(self._watch(process))
+        why, said = "", None
         try:
             async for line in process.stdout:
+                self._silence = 0.0
                 event = json.loads(line)
                 if "ready" in event:
-                    self._failure = None
                     self.reported = event
+                    self._opened(event)
+                    self._failure = None
                     ready.set_result(None)
                 elif "fatal" in event:
-                    why = event["fatal"]
+                    why, said = event["fatal"], _KINDS.get(event.get("code", ""))
                 else:
                     self._hand_out(event)
         except ValueError:  # the worker died within a line
@@ -285,16 +320,30 @@ class EngineModel:
                 process.kill()
             why = "its last line is incomplete"
         code = await process.wait()
+        watch.cancel()
         await asyncio.wait({stderr}, timeout=_LAST_WORDS)  # a process of the worker's own may still hold the other end
         stderr.cancel()
+        if self._silence >= self.longest_silence:
+            why = f"it said nothing for {self.longest_silence:.0f} s"
         why = why or (self._complaints[-1] if self._complaints else "no message")
         detail = f"the engine's process ended with code {code}: {why}"
         self._fail(EngineFailed("the language model has stopped; the operator has to restart the service"))
         if not ready.done():
-            ready.set_exception(EngineFailed(detail))
+            ready.set_exception(said(why) if said else EngineFailed(detail))
         elif self._process is not None:
             log.error("%s", detail)
             self._stopped.set()
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """End a worker that has gone silent; only waits count, since the whole service may have been stopped too."""
+        while self._silence < self.longest_silence:
+            await asyncio.sleep(_LOOK)
+            self._silence += _LOOK if self.ready else 0  # a worker that loads says nothing yet
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+
+    def _opened(self, reported: dict[str, Any]) -> None:
+        """Take what the worker said of itself when it was ready."""
 
     def _hand_out(self, event: dict[str, Any]) -> None:
         """Give an event to those it is about."""
@@ -307,10 +356,8 @@ class EngineModel:
             self._fail_one(event["refused"], InvalidRequest(why))
         elif "failed" in event:
             self._fail_one(event["failed"], _KINDS[event["kind"]](event["message"]))
-        else:
-            waiting = self._asked.get(event["vectors"])
-            if waiting is not None and not waiting.done():
-                waiting.set_result(base64.b64decode(event["float32"]))
+        elif "vectors" in event and (asked := self._asked.get(event["vectors"])):
+            asked.put(event["texts"], base64.b64decode(event["float32"]))
 
     def _step(self, rows: list[list[Any]]) -> None:
         for number, tokens, reason in rows:
@@ -329,9 +376,8 @@ class EngineModel:
             generation.put(failure)
             self._held.pop(number, None)
             self._leave(number)
-        waiting = self._asked.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_exception(failure)
+        if asked := self._asked.get(number):
+            asked.fail(failure)
 
     def _fail(self, failure: EngineFailed) -> None:
         if self._failure is None:
@@ -341,9 +387,8 @@ class EngineModel:
         self._live.clear()
         self._held.clear()
         self._admission.clear()
-        for waiting in self._asked.values():
-            if not waiting.done():
-                waiting.set_exception(EngineFailed(str(failure)))
+        for asked in self._asked.values():
+            asked.fail(EngineFailed(str(failure)))
 
     async def _keep_complaints(self, stream: asyncio.StreamReader) -> None:
         with contextlib.suppress(ValueError):  # a line longer than the limit is no message
@@ -352,23 +397,3 @@ class EngineModel:
                 if text:
                     self._complaints.append(text[:300])
                     log.debug("engine: %s", text)
-
-
-def load_tokenizer(folder: Path) -> "Tokenizer":
-    """Read `tokenizer.json` of a model folder.
-
-    Raises:
-        BrokenModel: it cannot be read.
-    """
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise MissingExtra("tokenizers", "local") from error
-    file = folder / "tokenizer.json"
-    try:
-        text = file.read_text(encoding="utf-8")
-        return Tokenizer.from_str(text)
-    except OSError as error:
-        raise BrokenModel(
-            f"{str(file)!r} cannot be read ({error.strerror}); remove {str(folder)!r} and start again"
-        ) from error

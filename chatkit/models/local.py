@@ -12,7 +12,8 @@ from pathlib import Path
 
 from chatkit.models import kv_cache
 from chatkit.models.admission import Admission
-from chatkit.models.engine import EngineModel, load_tokenizer
+from chatkit.models.decoding import load_tokenizer
+from chatkit.models.engine import EngineModel
 from chatkit.models.gguf import ModelFacts, converted
 from chatkit.models.kv_cache import Precision
 from chatkit.prompt_formats import chosen
@@ -69,7 +70,7 @@ class LocalModel(EngineModel):
             context_window=min(facts.context_window, self.cache_tokens),
             eos_ids=facts.eos_ids,
             form=form,
-            tokenizer=load_tokenizer(folder),
+            tokenizer=load_tokenizer(folder, derived=True),
             most_live=options.max_running + options.max_queue,
             admission=Admission(options.max_running, options.max_queue, self.cache_tokens, kv_cache.BLOCK),
         )

@@ -5,19 +5,16 @@ process every step would stop the event loop (docs/decisions/0002). Commands com
 as JSON lines on stdout (`engine` lists both); the end of stdin is the end of the process.
 """
 
-import json
-import os
 import queue
 import secrets
-import signal
 import sys
-import threading
-from typing import Any, TextIO
+from typing import Any
+
+from chatkit.models import worker_io
+from chatkit.models.worker_io import Commands, Events
 
 # Ends of a generation, by the engine's own names.
 _REASONS = {"STOP": "stop", "LENGTH": "length"}
-# Below this the most likely token is certain, and the engine's single precision may read 0, which it refuses.
-_LEAST_TEMPERATURE = 1e-4
 # The request that warms the pipeline up; those of the service count from 0.
 _WARM_UP = 2**62
 # What `precision` means, on the CPU and elsewhere. The width of the cache is said: its memory is reckoned from it, and
@@ -34,7 +31,7 @@ _PROPERTIES = {
 class Worker:
     """Steps the pipeline while there is work and reports each step in one line."""
 
-    def __init__(self, pipeline: Any, commands: "queue.SimpleQueue[dict[str, Any] | None]", events: TextIO) -> None:
+    def __init__(self, pipeline: Any, commands: Commands, events: Events) -> None:
         self._pipeline = pipeline
         self._commands = commands
         self._events = events
@@ -85,7 +82,7 @@ class Worker:
             tensor = openvino.Tensor(numpy.array([ids], dtype=numpy.int64))
             self._running[number] = self._pipeline.add_request(number, tensor, generation_config(config))
         except (RuntimeError, TypeError, ValueError) as error:  # what one request asks must not end the others
-            self._send({"refused": number, "why": str(error).strip().splitlines()[-1][:200]})
+            self._events.send({"refused": number, "why": str(error).strip().splitlines()[-1][:200]})
 
     def _cancel(self, number: int) -> None:
         handle = self._running.pop(number, None)
@@ -110,11 +107,7 @@ class Worker:
             if tokens or reason:
                 rows.append([number, tokens, reason])
         if rows:
-            self._send({"step": rows})
-
-    def _send(self, event: dict[str, Any]) -> None:
-        self._events.write(json.dumps(event, separators=(",", ":")) + "\n")
-        self._events.flush()
+            self._events.send({"step": rows})
 
 
 def generation_config(config: dict[str, Any]) -> Any:
@@ -126,7 +119,7 @@ def generation_config(config: dict[str, Any]) -> Any:
     made.repetition_penalty = config["repetition_penalty"]
     made.stop_token_ids = set(config["eos_ids"])
     made.eos_token_id = config["eos_ids"][0]
-    made.do_sample = config["temperature"] >= _LEAST_TEMPERATURE
+    made.do_sample = config["temperature"] >= worker_io.LEAST_TEMPERATURE
     if made.do_sample:
         made.temperature = config["temperature"]
         made.top_p = config["top_p"]
@@ -172,35 +165,19 @@ def _check_device(device: str) -> None:
         )
 
 
-def _read_commands(stream: TextIO, commands: "queue.SimpleQueue[dict[str, Any] | None]") -> None:
-    for line in stream:
-        commands.put(json.loads(line))
-    commands.put(None)
-
-
 def main() -> int:
     """Load, say so, work; a failure is the last event."""
-    options = json.loads(sys.argv[1])
-    # Libraries may print: what they print must not reach the event stream.
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the service's to handle; it closes stdin when done
-    sys.setswitchinterval(0.0005)  # the reader of commands should not wait long for a turn
+    options, events = worker_io.opened()
     try:
-        pipeline = open_pipeline(options)
-        commands: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        worker = Worker(pipeline, commands, events)
-        events.write('{"ready":true}\n')
-        events.flush()
-        threading.Thread(target=_read_commands, args=(sys.stdin, commands), daemon=True).start()
+        worker = Worker(open_pipeline(options), worker_io.commands(sys.stdin), events)
+        events.send({"ready": True})
+        worker_io.keep_saying_alive(events)
         worker.warm_up()  # after the word that all is ready: a request that comes meanwhile would pay for it anyway
         worker.run()
     except BrokenPipeError:
         return 0  # the service is gone
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        events.write(json.dumps({"fatal": lines[-1][:300] if lines else "unknown"}) + "\n")
-        events.flush()
+        events.fatal(worker_io.message(error, last=True))
         return 1
     return 0
 

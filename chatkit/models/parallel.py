@@ -25,7 +25,7 @@ _PORT = "29511"
 _MEETING = 0.5
 _LATE = 4.0
 # A call that takes longer hangs: it reads at most one piece of a prompt. Seconds.
-_LONGEST_CALL = 120.0
+LONGEST_CALL = 120.0
 # Ranks load gigabytes before the first meeting; between commands nothing happens for as long as nobody asks.
 _FOREVER = timedelta(days=365)
 _JOINING = timedelta(minutes=30)
@@ -122,8 +122,8 @@ class Group:
             while not self._over.wait(_MEETING):
                 self._dist.barrier(self._meetings, async_op=True).wait(timeout=timedelta(seconds=_LATE))
                 since = self.busy_since()
-                if since is not None and time.monotonic() - since > _LONGEST_CALL:
-                    raise RuntimeError(f"a call has taken {_LONGEST_CALL:.0f} s")
+                if since is not None and time.monotonic() - since > LONGEST_CALL:
+                    raise RuntimeError(f"a call has taken {LONGEST_CALL:.0f} s")
         except RuntimeError as error:
             if not self._over.is_set():
                 for child in _children:

@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType
 
 from chatkit.errors import BrokenModel, EngineFailed, Overloaded, TooLarge
 from chatkit.models import gguf, kv_cache, local, local_worker
+from chatkit.models.worker_io import Events
 from chatkit.types import Message, SamplingParams
 from tests.models import tiny_gguf
 
@@ -121,7 +122,7 @@ def test_the_cache_takes_the_bytes_that_are_reckoned(tmp_path, architecture, sha
     options = {"model": str(folder), "device": "CPU", "threads": 1, "kv_blocks": 8, "max_running": 4}
     pipeline = local_worker.open_pipeline({**options, "precision": precision, "prefix_cache": True})
     with open(tmp_path / "events", "w") as events:
-        local_worker.Worker(pipeline, queue.SimpleQueue(), events).warm_up()
+        local_worker.Worker(pipeline, queue.SimpleQueue(), Events(events)).warm_up()
     block = kv_cache.block_bytes(
         layers=facts.layers, kv_heads=facts.kv_heads, head_size=facts.head_size, precision=precision
     )
