@@ -1,9 +1,11 @@
 """Which engine runs the chat model: part of the composition root, one function an engine."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from chatkit.protocols import LanguageModel
@@ -11,6 +13,8 @@ from chatkit.settings import Settings
 
 if TYPE_CHECKING:
     from chatkit.models.chat import ChatModel
+
+log = logging.getLogger(__name__)
 
 
 async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
@@ -20,7 +24,19 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
         ModelError: the model was not pulled, or cannot be used.
         EngineFailed: the engine did not start.
     """
+    for name, engines in unused(settings):
+        log.warning("%s is set, but not for the engine %s: it belongs to %s", name, settings.engine, engines)
     return await _ENGINES[settings.engine](settings, stack)
+
+
+def unused(settings: Settings) -> list[tuple[str, str]]:
+    """Return the settings that are not at their default though the engine has no use for them, and whose they are."""
+    found = []
+    for spec in fields(Settings):
+        engines = ("openai",) if spec.name.startswith("upstream_") else _SETTINGS_OF.get(spec.name, ())
+        if engines and settings.engine not in engines and getattr(settings, spec.name) != spec.default:
+            found.append((spec.name, " and ".join(engines)))
+    return found
 
 
 async def _open_local(settings: Settings, stack: AsyncExitStack) -> LanguageModel:
@@ -129,4 +145,11 @@ _ENGINES: dict[str, Callable[[Settings, AsyncExitStack], Awaitable[LanguageModel
     "local": _open_local,
     "transformers": _open_transformers,
     "openai": _open_openai,
+}
+# Which engines have a use for a setting; those that are not here are for all or for none, and `upstream_…` for openai.
+_SETTINGS_OF: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("device", "precision"), ("local",)),
+    **dict.fromkeys(("dtype", "quantize", "gpu_memory", "cpu_memory", "offload_dir"), ("transformers",)),
+    **dict.fromkeys(("tensor_parallel", "cuda_graphs"), ("transformers",)),
+    **dict.fromkeys(("kv_cache_gb", "prefix_cache", "prompt_format"), ("local", "transformers")),
 }

@@ -1,0 +1,55 @@
+"""A setting of another engine is named at the start, and one of this engine is not."""
+
+import logging
+from contextlib import AsyncExitStack
+from dataclasses import fields
+
+import pytest
+
+from chatkit import engines
+from chatkit.engines import open_model, unused
+from chatkit.settings import Settings
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, []),
+        (
+            {"quantize": "8bit", "tensor_parallel": 4},
+            [("quantize", "transformers"), ("tensor_parallel", "transformers")],
+        ),
+        ({"engine": "transformers", "quantize": "8bit", "threads": 3}, []),
+        ({"engine": "transformers", "precision": "exact"}, [("precision", "local")]),
+        ({"upstream_url": "http://gpu:8000/v1"}, [("upstream_url", "openai")]),
+        ({"engine": "openai", "upstream_url": "http://gpu:8000/v1", "max_running": 9}, []),
+        (
+            {"engine": "openai", "upstream_url": "http://gpu:8000/v1", "prompt_format": "llama2"},
+            [("prompt_format", "local and transformers")],
+        ),
+    ],
+)
+def test_the_settings_of_another_engine_are_found(given, named) -> None:
+    settings = Settings(**given)
+    assert sorted(unused(settings)) == sorted(named)
+
+
+def test_the_table_names_settings_and_engines_that_there_are() -> None:
+    assert set(engines._SETTINGS_OF) <= {spec.name for spec in fields(Settings)}
+    assert {name for names in engines._SETTINGS_OF.values() for name in names} <= set(engines._ENGINES)
+
+
+@pytest.mark.anyio
+async def test_a_start_warns_in_one_line_of_each_and_never_prints_its_value(monkeypatch, caplog) -> None:
+    async def nothing(settings, stack) -> None:
+        return None
+
+    monkeypatch.setitem(engines._ENGINES, "local", nothing)
+    caplog.set_level(logging.WARNING)
+    async with AsyncExitStack() as stack:
+        await open_model(Settings(tensor_parallel=4, upstream_key="canary"), stack)
+    lines = sorted(record.getMessage() for record in caplog.records)
+    assert lines == [
+        "tensor_parallel is set, but not for the engine local: it belongs to transformers",
+        "upstream_key is set, but not for the engine local: it belongs to openai",
+    ]
