@@ -73,7 +73,7 @@ class ChatModel(EngineModel):
     """
 
     ends_service = True
-    longest_silence = 8.0  # torch lets go of the interpreter's lock while it computes
+    longest_silence = 6.0  # torch lets go of the interpreter's lock while it computes
 
     def __init__(
         self, folder: Path, facts: ChatFacts, options: ChatOptions, *, name: str, derived: bool = False

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import os
 import queue
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -244,3 +246,16 @@ async def test_the_engines_memory_grows_by_its_cache_and_no_further(tmp_path) ->
     await model.close()
     assert 60 * mib < sizes[0]
     assert sizes[-1] < (96 + 32) * mib, [size // mib for size in sizes]
+
+
+async def test_a_stopped_engine_is_given_up_and_an_idle_one_is_not(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(local.LocalModel, "longest_silence", 3.0)
+    model = tiny(tmp_path, local.LocalOptions(threads=1))
+    await model.start()
+    await asyncio.sleep(4)
+    assert model.ready
+    os.kill(model._process.pid, signal.SIGSTOP)
+    with pytest.raises(EngineFailed, match="has stopped"):
+        await asyncio.wait_for(read(model, "xx", max_new_tokens=50), 8)
+    assert not model.ready  # what /ping goes by
+    await model.close()

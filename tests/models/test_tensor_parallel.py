@@ -164,8 +164,8 @@ def test_tensor_parallel_ranks_stay_in_step_through_twenty_requests_and_cancella
     assert answers(pair, 8) == before
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
-def test_tensor_parallel_service_ends_with_a_lost_rank(tmp_path, folders, models_dir, sent) -> None:
+@pytest.mark.parametrize(("lost", "sent"), [(1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP)])
+def test_tensor_parallel_service_ends_with_a_lost_rank(tmp_path, folders, models_dir, lost, sent) -> None:
     site = served(tmp_path, models_dir, str(folders["gpt_neox"]), 2).start()
     ranks = processes(site)
     port = site.client.base_url.port
@@ -174,7 +174,7 @@ def test_tensor_parallel_service_ends_with_a_lost_rank(tmp_path, folders, models
     asking = threading.Thread(target=lambda: failed.append(site.client.post("/invocations", json=body).status_code))
     asking.start()
     time.sleep(0.3)
-    ranks[1].send_signal(sent)
+    ranks[lost].send_signal(sent)
     try:
         assert site.process.wait(10) not in (0, None)
         with pytest.raises(OSError), socket.create_connection(("127.0.0.1", port), timeout=2):
