@@ -10,29 +10,10 @@ from chatkit.errors import Conflict, InvalidRequest, NotFound
 from chatkit.protocols import NewTurn, Outcome, SessionHead, SessionList
 from chatkit.sessions import items
 from chatkit.types import Owner
-from tests.contracts.stores import STORES, opened
 
 pytestmark = pytest.mark.anyio
 OWNER = Owner()
 CANARY = "zq73xkanary"
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=STORES)
-def store(request, tmp_path, clock):
-    with opened(request.param, request, tmp_path, clock) as store:
-        yield store
 
 
 async def begin(store, session_id, number=1, *, text="Hello", owner=OWNER, after=0):

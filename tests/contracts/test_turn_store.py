@@ -8,29 +8,10 @@ from chatkit.errors import Conflict, NotFound
 from chatkit.protocols import NewTurn, Outcome
 from chatkit.sessions import items
 from chatkit.types import Owner, Passage, Usage
-from tests.contracts.stores import STORES, opened
 
 pytestmark = pytest.mark.anyio
 OWNER = Owner()
 LEASE = items.LEASE_S
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(params=STORES)
-def store(request, tmp_path, clock):
-    with opened(request.param, request, tmp_path, clock) as store:
-        yield store
 
 
 def new(text="Hello", request_id="request-1", session_id="my-session", owner=OWNER, **more) -> NewTurn:
