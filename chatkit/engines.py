@@ -54,8 +54,8 @@ async def _open_local(settings: Settings, stack: AsyncExitStack) -> LanguageMode
         prompt_format=settings.prompt_format,
     )
     cache = sources.derived_dir(file, models_dir=settings.models)
-    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options)
-    model.name = sources.name_of(settings.chat_model, "chat", settings.profile)  # what callers know it by
+    name = sources.name_of(settings.chat_model, "chat", settings.profile)
+    model = await asyncio.to_thread(local.open_local, file, cache=cache, options=options, name=name)
     stack.push_async_callback(model.close)
     await model.start()
     return model

@@ -43,11 +43,14 @@ class LocalOptions:
 class LocalModel(EngineModel):
     """A converted GGUF model in an engine process; see EngineModel.
 
+    Args:
+        name: what callers call it; the file's own name for it unless told.
+
     Attributes:
         cache_tokens: what the key-value cache holds; the context window is no longer than that.
     """
 
-    def __init__(self, facts: ModelFacts, folder: Path, options: LocalOptions) -> None:
+    def __init__(self, facts: ModelFacts, folder: Path, options: LocalOptions, *, name: str = "") -> None:
         blocks, self.cache_tokens = _cache(facts, options)
         if self.cache_tokens < facts.context_window:
             log.warning(
@@ -66,7 +69,7 @@ class LocalModel(EngineModel):
         )
         super().__init__(
             (sys.executable, "-m", "chatkit.models.local_worker", json.dumps(worker)),
-            name=facts.name,
+            name=name or facts.name,
             context_window=min(facts.context_window, self.cache_tokens),
             eos_ids=facts.eos_ids,
             form=form,
@@ -94,11 +97,11 @@ def _cache(facts: ModelFacts, options: LocalOptions) -> tuple[int, int]:
     return 0, room // widest * kv_cache.BLOCK
 
 
-def open_local(file: Path, *, cache: Path, options: LocalOptions) -> LocalModel:
+def open_local(file: Path, *, cache: Path, options: LocalOptions, name: str = "") -> LocalModel:
     """Return the engine for a GGUF file, not yet started; converts the file on first use.
 
     Raises:
         BrokenModel: the file cannot be used.
     """
     folder, facts = converted(file, cache=cache)
-    return LocalModel(facts, folder, options)
+    return LocalModel(facts, folder, options, name=name)
