@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import pexpect
 import pytest
 
 from chatkit.protocols import NewTurn, Outcome
@@ -15,6 +14,7 @@ from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.settings import load_settings
 from chatkit.types import Owner, Passage, Usage
 from tests import ministack
+from tests.terminal import Terminal
 
 STEP = "chatkit sessions list shows those there are"
 PASSAGE = Passage("p1", "", "Title", "a.md", "Section", 5, 13, 0.25)
@@ -241,14 +241,10 @@ def test_a_password_in_the_endpoint_is_refused_and_not_printed() -> None:
 
 @pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 0), ("n", 130, 1), ("", 130, 1)])
 def test_on_a_terminal_it_asks_before_it_removes(sqlite, answer, code, left) -> None:
-    command = pexpect.spawn(
-        sys.executable, ["-m", "chatkit", "sessions", "delete", "session-1"], encoding="utf-8", timeout=60
-    )
-    command.expect_exact("Remove 'session-1' of default/anonymous for good? [y/N]: ")
-    command.sendline(answer)
-    command.expect(pexpect.EOF)
-    command.close()
-    assert command.exitstatus == code
+    with Terminal("-m", "chatkit", "sessions", "delete", "session-1") as command:
+        command.expect_exact("Remove 'session-1' of default/anonymous for good? [y/N]: ")
+        command.sendline(answer)
+        assert command.wait() == code
     assert ("removed session-1" in command.before) == (left == 0)
     heads = asyncio.run(sqlite.sessions(Owner(), limit=9)).sessions
     assert sum(head.session_id == "session-1" for head in heads) == left
