@@ -72,6 +72,7 @@ CATCH_ALL = {
     ("chatkit.release", "checked"),
     ("chatkit.turns", "drive"),
     ("chatkit.models.decoding", "load_tokenizer"),
+    ("chatkit.models.upstream_format", "read_tokenizer"),
     ("chatkit.retrieval.apart", "_answer"),
     ("chatkit.retrieval.encoder", "_load_tokenizer"),
     ("chatkit.retrieval.encoder", "_encode"),
@@ -209,6 +210,17 @@ def test_importing_the_command_line_is_quick_and_loads_nothing_heavy() -> None:
         if spent < MAX_IMPORT_S:
             break
     assert spent < MAX_IMPORT_S
+
+
+def test_numpy_is_not_loaded_before_assembly_has_set_its_threads() -> None:
+    """Loaded earlier it spins on the engine's cores: a first token then waits some 50 ms for nothing."""
+    script = (
+        "import sys, chatkit.cli.serve, chatkit.cli.ask, chatkit.cli.chat, chatkit.server.run, chatkit.wiring;"
+        "print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    assert "chatkit.wiring" in loaded
+    assert not {"numpy", "torch", "openvino", "faiss"} & set(loaded)
 
 
 def test_every_command_has_its_file() -> None:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from chatkit.errors import InvalidRequest
@@ -87,4 +86,4 @@ def _written(row: Any, form: str) -> list[float] | str:
     if form == "float":
         numbers: list[float] = row.tolist()
         return numbers
-    return base64.b64encode(np.asarray(row, "<f4").tobytes()).decode("ascii")
+    return base64.b64encode(row.astype("<f4").tobytes()).decode("ascii")
