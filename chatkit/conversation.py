@@ -1,7 +1,7 @@
 """A conversation: turns in order. It knows nothing of prompts or storage."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from chatkit.types import Message, Role, Turn
 
@@ -12,9 +12,11 @@ class Conversation:
 
     Attributes:
         turns: in order of `seq`; the oldest ones of a long session may be left out.
+        left_out: how many numbers of the session are below those of `turns`, where not all of them are held.
     """
 
     turns: tuple[Turn, ...] = field(default=())
+    left_out: int = 0
 
     def __iter__(self) -> Iterator[Turn]:
         """Iterate over the turns, oldest first."""
@@ -28,6 +30,19 @@ class Conversation:
     def newest(self) -> int:
         """Number of the newest turn; 0 where there is none."""
         return self.turns[-1].seq if self.turns else 0
+
+    def in_blocks(self, limit: int) -> "Conversation":
+        """Return these turns, loaded as the newest `limit`, without those before the first whole block of numbers.
+
+        A block is a quarter of the limit. So the first turn stays the same one while a block of others follows, and
+        with it the beginning of the prompts (DESIGN §2.10); without this it would be another one at each turn.
+        """
+        if len(self.turns) < limit or self.turns[0].seq == 1:
+            return self
+        block = max(1, limit // 4)
+        first = -(-(self.turns[0].seq - 1) // block) * block + 1
+        kept = tuple(turn for turn in self.turns if turn.seq >= first)
+        return replace(self, turns=kept, left_out=kept[0].seq - 1)
 
     def context(self, *, before: int | None = None) -> tuple[Turn, ...]:
         """Return the turns a model may see: complete ones numbered below `before`.

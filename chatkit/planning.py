@@ -16,6 +16,9 @@ from chatkit.types import ChatRequest, ModerationResult, Passage, Turn, check_id
 _SHORT_MESSAGE = 6
 # Messages of one request that are checked side by side: a long history must not fill the encoder for everybody else.
 _CHECKS_AT_ONCE = 8
+# A prompt of more characters is built and counted in a thread, so that nobody else waits for it; to a shorter one the
+# way there and back would add more than it takes.
+_LONG_PROMPT = 8_000
 # Messages of a conversation that the caller keeps; each is checked, so their number is bounded.
 _MAX_HISTORY = 1024
 
@@ -63,11 +66,8 @@ class Planner:
         """
         if not request.text.strip():
             raise InvalidRequest("the message is empty, expected text")
-        _whole_unicode(request.text)
-        if len(request.text) > self._options.max_message_chars:
-            raise TooLarge(
-                f"the message has {len(request.text)} characters, at most {self._options.max_message_chars} are taken"
-            )
+        for what, text in (("the message", request.text), ("the system message", request.instructions)):
+            _check_text(what, text, self._options.max_message_chars)
         for name, value in (("session_id", request.session_id), ("request_id", request.request_id)):
             if value is not None:
                 check_id(name, value)
@@ -91,24 +91,25 @@ class Planner:
             for task in (check, search):
                 if task:
                     task.cancel()
-        prompt = self._prompt(request, conversation.context(), passages)
+        prompt = await self._prompt(request, conversation.context(), passages)
         return Plan(new, verdict, conversation, passages, prompt)
 
-    def prompt_before(self, request: ChatRequest, ticket: Ticket, plan: Plan) -> prompts.Prompt:
+    async def prompt_before(self, request: ChatRequest, ticket: Ticket, plan: Plan) -> prompts.Prompt:
         """Return the planned prompt, built again where an aborted turn runs under its old number before later ones."""
         if plan.prompt is None:
             raise AssertionError("a refused message has no prompt")
         context = plan.conversation.context(before=ticket.seq)
         if context == plan.conversation.context():
             return plan.prompt
-        return self._prompt(request, context, plan.passages)
+        return await self._prompt(request, context, plan.passages)
 
     async def _load(self, request: ChatRequest, store: TurnStore) -> tuple[NewTurn, Conversation]:
         opens = request.session_id is None and request.history is None
         session_id = new_session_id() if opens else request.session_id or ""
         conversation = Conversation()
         if not opens:
-            conversation = await store.load(request.owner, session_id, limit=self._options.history_turns)
+            most = self._options.history_turns
+            conversation = (await store.load(request.owner, session_id, limit=most)).in_blocks(most)
         new = NewTurn(
             request.owner,
             session_id,
@@ -152,7 +153,9 @@ class Planner:
         watch.mark("retrieval")
         return passages
 
-    def _prompt(self, request: ChatRequest, turns: tuple[Turn, ...], passages: tuple[Passage, ...]) -> prompts.Prompt:
+    async def _prompt(
+        self, request: ChatRequest, turns: tuple[Turn, ...], passages: tuple[Passage, ...]
+    ) -> prompts.Prompt:
         form, reserve, window = self._model.format, request.sampling.max_new_tokens, self._model.context_window
         if reserve >= window:
             raise InvalidRequest(
@@ -160,23 +163,31 @@ class Planner:
             )
         today = datetime.now(UTC).strftime("%A, %d %B %Y")  # the day, no clock: the prefix holds until midnight
         own = f"{self._options.system_prompt} Today is {today}." if self._options.system_prompt else ""
-        return prompts.build_prompt(
-            form,
-            self._model.count_tokens,
-            system="\n\n".join(part for part in (own, form.neutralise(request.instructions)) if part),
-            turns=turns,
-            passages=passages,
-            text=request.text,
-            window=window,
-            reserve=reserve,
-        )
+
+        def build() -> prompts.Prompt:
+            return prompts.build_prompt(
+                form,
+                self._model.count_tokens,
+                system="\n\n".join(part for part in (own, form.neutralise(request.instructions)) if part),
+                turns=turns,
+                passages=passages,
+                text=request.text,
+                window=window,
+                reserve=reserve,
+            )
+
+        size = len(request.text) + len(request.instructions) + sum(len(passage.text) for passage in passages)
+        size += sum(len(turn.user) + len(turn.assistant) for turn in turns)
+        return await asyncio.to_thread(build) if size > _LONG_PROMPT else build()
 
 
-def _whole_unicode(text: str) -> None:
+def _check_text(what: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise TooLarge(f"{what} has {len(text)} characters, at most {most} are taken")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InvalidRequest(f"the message has half a character at {error.start}, expected whole Unicode") from None
+        raise InvalidRequest(f"{what} has half a character at {error.start}, expected whole Unicode") from None
 
 
 def _validate_history(request: ChatRequest, most: int) -> None:
@@ -188,10 +199,8 @@ def _validate_history(request: ChatRequest, most: int) -> None:
     roles = [message.role for message in history]
     if "system" in roles or (roles and roles[-1] != "assistant"):
         raise InvalidRequest(f"the history ends with {roles[-1:]}, expected messages of both sides, an answer last")
-    for text in (request.instructions, *(message.content for message in history)):
-        if len(text) > most:
-            raise TooLarge(f"a message has {len(text)} characters, at most {most} are taken")
-        _whole_unicode(text)
+    for message in history:
+        _check_text("a message of the history", message.content, most)
 
 
 def new_session_id() -> str:

@@ -137,7 +137,7 @@ class OpenChatKitService:
         watch: Stopwatch,
     ) -> AsyncIterator[Event]:
         """Generate, moderate and store the reply of an accepted turn."""
-        prompt = self._planner.prompt_before(request, ticket, plan)
+        prompt = await self._planner.prompt_before(request, ticket, plan)
         lease = asyncio.create_task(_keep_lease(store, ticket))
         deadline = asyncio.get_running_loop().call_later(request.deadline_s or self._options.deadline_s, live.expire)
         sent = ""
@@ -182,7 +182,7 @@ class OpenChatKitService:
             timings=watch.total(),
             moderation_input=plan.verdict,
             moderation_output=gate.result,
-            dropped_turns=prompt.dropped_turns,
+            dropped_turns=prompt.dropped_turns + min(plan.conversation.left_out, ticket.seq - 1),
             dropped_passages=prompt.dropped_passages,
         )
 

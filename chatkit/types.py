@@ -103,8 +103,6 @@ class SamplingParams:
         _within("repetition_penalty", self.repetition_penalty, 0.1, 2.0)
         if self.seed is not None:
             _within("seed", self.seed, 0, 2**63 - 1)
-        if len(self.stop_words) > 16:
-            raise InvalidRequest(f"stop_words has {len(self.stop_words)} entries, at most 16 are taken")
         for word in self.stop_words:
             if not word or len(word) > 256:
                 raise InvalidRequest(f"stop word {word[:40]!r} has {len(word)} characters, expected 1 to 256")
@@ -158,6 +156,11 @@ class ChatRequest:
     deadline_s: float | None = None
     instructions: str = ""
     history: tuple[Message, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a caller may ask for; the stop words of the prompt's format come on top."""
+        if len(self.sampling.stop_words) > 16:
+            raise InvalidRequest(f"stop_words has {len(self.sampling.stop_words)} entries, at most 16 are taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +275,8 @@ class Reply:
 
     Attributes:
         timings: seconds by stage: moderation_input, retrieval, accept, first_token, first_delta, generation, total.
-        dropped_turns: how many of the oldest turns did not fit the prompt.
+        dropped_turns: how many of the oldest turns the prompt leaves out. Of those too old to be loaded every number
+            counts, also of a turn that had no answer.
         dropped_passages: how many of the passages found did not fit it, the worst ones.
         replayed: the answer comes from the store, the request was a repeat.
     """

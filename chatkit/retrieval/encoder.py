@@ -159,6 +159,14 @@ class MeanPoolingEncoder:
     def _encode(self, jobs: "list[_Job]", rows: "list[tuple[_Job, int]]") -> None:
         try:
             tokens = self._tokenizer.encode_batch_fast([job.texts[index] for job, index in rows])
+        except Exception as error:  # the library raises nothing narrower for a text that it cannot read
+            if len(jobs) == 1:
+                jobs[0].failed = error
+                return
+            for job in jobs:  # one that holds such a text is not to fail the others
+                self._encode([job], [row for row in rows if row[0] is job])
+            return
+        try:
             ids = [row.ids for row in tokens]
             for batch in _batches([len(row) for row in ids]):
                 vectors = self._forward([ids[position] for position in batch])

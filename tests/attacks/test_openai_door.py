@@ -78,3 +78,27 @@ async def test_a_blocked_answer_is_nowhere(
         assert [(t.status, t.user, t.assistant) for t in turns] == ([("blocked", "", "")] if session else [])
         assert CANARY.encode() not in bytes_of(tmp_path / "home")
     assert CANARY not in caplog.text + "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("session", ["my-session", None])
+@pytest.mark.parametrize(
+    ("system", "status", "words"),
+    [("\ud800", 400, "the system message has half a character at 0"), ("x" * 100_001, 413, "has 100001 characters")],
+    ids=["half", "long"],
+)
+async def test_a_system_message_that_no_encoder_can_read_reaches_none(
+    open_site,  # noqa: F811
+    session,
+    system,
+    status,
+    words,
+) -> None:
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "Go on"}]
+    body = {"messages": messages} | ({"session_id": session} if session else {})
+    async with open_site(["Plain."]) as site:
+        answer = await site.client.post("/v1/chat/completions", content=json.dumps(body))
+        assert answer.status_code == status
+        assert words in answer.json()["error"]["message"]
+        assert site.model.prompts == []
+        assert site.service._moderator.checked == []
+        assert site.stored_items() == 0

@@ -156,6 +156,17 @@ def test_a_failed_forward_pass_reaches_its_callers_and_the_next_call_works(encod
     assert encoder.encode_now(["text"]).shape == (1, 384)
 
 
+def test_a_text_that_cannot_be_read_fails_its_own_call_alone(encoder):
+    jobs = [module._Job(texts, encoder.dim) for texts in (["kept"], ["fine", "\ud800"], ["too"])]
+    assert encoder._round(jobs) == 3
+    assert all(job.settle() for job in jobs)
+    with pytest.raises(Unavailable, match="the encoder failed"):
+        jobs[1].done.result()
+    expected = encoder.encode_now(["kept", "too"])
+    assert float(jobs[0].done.result()[0] @ expected[0]) > 0.99999
+    assert float(jobs[2].done.result()[0] @ expected[1]) > 0.99999
+
+
 def test_a_closed_encoder_says_so(encoder_folder, encoder_cache):
     opened = open_encoder(encoder_folder, cache=encoder_cache)
     opened.close()
