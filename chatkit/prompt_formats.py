@@ -181,6 +181,9 @@ class ChatTemplateFormat:
         mixed = self._probe([Message("system", "s1"), *exchange, Message("system", "s2"), Message("user", "u2")])
         self._system_first = _in_order(opened, "s1", "u1", "a1", "u2")
         self._system_anywhere = self._system_first and _in_order(mixed, "s1", "u1", "a1", "s2", "u2")
+        greeted = self._probe([Message("assistant", "a0"), *exchange])
+        both = self._probe([Message("system", "s1"), Message("assistant", "a0"), *exchange])
+        self._greeting_first = _in_order(greeted, "a0", "u1", "a1") and _in_order(both, "s1", "a0", "u1", "a1")
         written = {marker for text in (plain, opened, mixed) for marker in _MARKER.findall(text)}
         self._markers = Markers([*written, *_spoken_markers(plain), *special_tokens])
 
@@ -189,7 +192,13 @@ class ChatTemplateFormat:
         return self._markers.broken(text)
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt; a system message the template does not take where it stands opens the next message."""
+        """Return the prompt.
+
+        A system message that the template does not take where it stands opens the next message, and an answer that it
+        does not take as the first message is told in the first system message.
+        """
+        if not self._greeting_first:
+            messages = fold_greeting(messages)
         if not self._system_anywhere:
             messages = fold_systems(messages, keep_first=self._system_first)
         return self._run(messages)
@@ -366,3 +375,13 @@ def fold_systems(messages: Sequence[Message], *, keep_first: bool) -> list[Messa
             folded.append(Message(message.role, "\n\n".join([*waiting, message.content])))
             waiting = []
     return [*folded, Message("user", "\n\n".join(waiting))] if waiting else folded
+
+
+def fold_greeting(messages: Sequence[Message]) -> list[Message]:
+    """Make an answer that comes before anything was asked a part of the first system message, told as a fact."""
+    opening = [message.content for message in messages[:1] if message.role == "system"]
+    greeting, *rest = messages[len(opening) :] or [Message("user", "")]
+    if greeting.role != "assistant":
+        return list(messages)
+    told = "\n\n".join([*opening, f"You began this conversation with the words:\n{greeting.content}"])
+    return [Message("system", told), *rest]

@@ -20,6 +20,9 @@ PASSAGE_SHARE = 0.5
 # Chosen among five wordings by how many of tests/data/questions.jsonl the default model then answers.
 PASSAGE_HEADER = "You answer questions with a short quote from these sources."
 
+# What stands in for a turn where only what a format writes around turns is to be counted.
+_EXCHANGE = (Message("user", "a"), Message("assistant", "a"))
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -75,8 +78,10 @@ def build_prompt(
     used = _fitting_passages(form, count, passages, int((limit - bare) * PASSAGE_SHARE))
     sources = [Message("system", passage_block(form, used))] if used else []
     history = [_history_messages(form, turn) for turn in turns]
-    sizes = [count(form.render(pair)) for pair in history]
-    dropped = _dropped(sizes, int((limit - count(form.render(first))) * (1 - PASSAGE_SHARE)))
+    sizes = _sizes(form, count, history)
+    # Not `bare`: the room must not depend on the message, or the cut would move with its length.
+    room = limit - count(form.render([*first, *_EXCHANGE[:1]])) if turns else 0
+    dropped = _dropped(sizes, int(room * (1 - PASSAGE_SHARE)))
     while True:
         kept = [message for pair in history[dropped:] for message in pair]
         prompt = form.render([*first, *kept, *sources, last])
@@ -110,6 +115,20 @@ def _fitting_passages(
     while used and count(passage_block(form, used)) > room:
         used = used[:-1]
     return used
+
+
+def _sizes(form: PromptFormat, count: Callable[[str], int], history: Sequence[list[Message]]) -> list[int]:
+    """Return the tokens that each turn adds to a prompt.
+
+    A format writes a frame around all turns, such as the beginning and the opening of the answer. It is in the
+    prompt of one turn and in that of two, so twice the first less the second is the frame.
+    """
+    if not history:
+        return []
+    frame = max(0, 2 * count(form.render(_EXCHANGE)) - count(form.render(_EXCHANGE * 2)))
+    # An answer that nobody asked for is counted with a question: by itself not every template writes it.
+    whole = [turn if turn[0].role == "user" else [_EXCHANGE[0], *turn] for turn in history]
+    return [max(1, count(form.render(turn)) - frame) for turn in whole]
 
 
 def _dropped(sizes: Sequence[int], room: int) -> int:

@@ -1,6 +1,7 @@
 """Prompts: the budget holds, what is dropped is told, and whatever comes from outside is neutralised."""
 
 import itertools
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -68,11 +69,33 @@ def test_what_is_dropped_is_a_block_and_the_prefix_then_holds_for_several_turns(
 
 
 def test_after_a_drop_at_most_sixty_percent_of_the_room_is_history() -> None:
-    room = int((150 - words(OpenChatKitFormat().render([Message("system", "be brief")]))) * 0.5)
+    frame = [Message("system", "be brief"), Message("user", "a")]
+    room = int((150 - words(OpenChatKitFormat().render(frame))) * 0.5)
     for count in range(1, 40):
         before, after = (built(turns_of([6] * n)).dropped_turns for n in (count, count + 1))
         if after > before:
-            assert (count + 1 - after) * 11 <= room * prompts.KEEP_AFTER_DROP
+            assert (count + 1 - after) * 10 <= room * prompts.KEEP_AFTER_DROP
+
+
+class Framed(OpenChatKitFormat):
+    """A format that writes forty words around every prompt."""
+
+    def render(self, messages):
+        return "frame " * 40 + super().render(messages)
+
+
+def test_a_turn_is_charged_with_its_own_tokens_and_not_with_what_stands_around_all_of_them() -> None:
+    turns = turns_of([6] * 20)
+    made = build_prompt(Framed(), words, system="", turns=turns, passages=(), text="now", window=540, reserve=50)
+    assert (490 - 43) * 0.5 > 20 * 10  # half of what the frame leaves holds all twenty turns of ten words
+    assert (made.dropped_turns, made.tokens) == (0, 40 + 20 * 10 + 3)
+    sizes = prompts._sizes(Framed(), words, [prompts._history_messages(Framed(), turn) for turn in turns])
+    assert sizes == [10] * 20
+
+
+def test_the_cut_does_not_move_with_the_length_of_the_message() -> None:
+    drops = {built(turns_of([6] * 20), text="m " * length).dropped_turns for length in (1, 10, 30)}
+    assert len(drops) == 1
 
 
 def test_passages_stand_after_the_history_and_before_the_message() -> None:
@@ -127,3 +150,21 @@ async def test_a_reply_tells_what_its_prompt_left_out() -> None:
     assert native.answer(replies[-1])["dropped_passages"] == 2
     with pytest.raises(TooLarge, match=r"prompt of \d+ tokens, at most 300 fit beside the 100 kept"):
         await service.reply(ChatRequest("m " * 400, "request-7", session_id="a-session", sampling=sampling))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("length", "apart"), [(10, False), (100, False), (3000, True)])
+async def test_a_long_prompt_is_counted_where_nobody_waits_for_it_and_a_short_one_at_once(length, apart) -> None:
+    threads: set[int] = set()
+
+    class Counting(ScriptedModel):
+        def count_tokens(self, text: str) -> int:
+            threads.add(threading.get_ident())
+            return super().count_tokens(text)
+
+    model = Counting(["Hello."])
+    model.context_window = 5000
+    service = OpenChatKitService(model, KeywordModerator(), MemoryStore())
+    await service.reply(ChatRequest("word " * length, "request-1", session_id="a-session"))
+    assert len(threads) == 1
+    assert (threading.get_ident() not in threads) is apart

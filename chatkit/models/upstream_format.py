@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from chatkit.errors import BrokenModel, InvalidRequest
 from chatkit.markers import Markers
-from chatkit.prompt_formats import fold_systems
+from chatkit.prompt_formats import fold_greeting, fold_systems
 from chatkit.types import Message
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ _LOOKS = r"""(?mx:
 class MessagesFormat:
     """A PromptFormat whose prompts are JSON: `messages_in` reads them back.
 
+    An answer that opens the conversation becomes a part of the first system message unless `systems` is `any`, since
+    templates that want the two sides in turns refuse it.
+
     Args:
         systems: which system messages stay of their own. `first` keeps one that opens the prompt and puts any other in
             front of the message that follows it, since many templates refuse it elsewhere; `none` is for templates that
@@ -82,7 +85,7 @@ class MessagesFormat:
     def render(self, messages: Sequence[Message]) -> str:
         """Return the messages as JSON, byte for byte the same for the same messages."""
         if self._systems != "any":
-            messages = fold_systems(messages, keep_first=self._systems == "first")
+            messages = fold_systems(fold_greeting(messages), keep_first=self._systems == "first")
         rows = [{"role": message.role, "content": message.content} for message in messages]
         return json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
 
@@ -173,15 +176,17 @@ def read_tokenizer(place: Path) -> "Tokenizer":
     from tokenizers import Tokenizer
 
     file = place / "tokenizer.json" if place.is_dir() else place
+    problem = "holds no tokenizer"
     try:
         text = file.read_text(encoding="utf-8")
         if "model" in json.loads(text):
             return Tokenizer.from_str(text)
-        problem = "holds no tokenizer"
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
     except (ValueError, TypeError):  # for bytes that are no text too
         problem = "is not JSON"
+    except Exception as error:  # the library has no class of its own for it
+        problem = f"is no tokenizer ({(str(error).splitlines() or ['unknown'])[0][:200]})"
     raise BrokenModel(f"{str(file)!r} {problem}; set upstream_tokenizer to a tokenizer.json or a folder with one")
 
 

@@ -127,7 +127,7 @@ contents = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(
 
 @given(st.lists(st.builds(Message, roles, contents), min_size=1, max_size=6))
 def test_the_rendered_prompt_reads_back_as_the_same_messages(messages) -> None:
-    rows = messages_in(FORM.render(messages))
+    rows = messages_in(MessagesFormat("any").render(messages))
     assert rows == [{"role": message.role, "content": message.content} for message in messages]
 
 
@@ -220,6 +220,11 @@ def test_a_tokenizer_that_is_none_is_named_with_the_next_step(tmp_path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe")
     with pytest.raises(BrokenModel, match="is not JSON"):
         read_tokenizer(tmp_path)
+
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "never heard of"}, "version": "1.0"}')
+    with pytest.raises(BrokenModel, match=r"is no tokenizer \(.+\); set upstream_tokenizer to") as caught:
+        read_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_equal_messages_make_equal_bytes_so_that_prefix_caches_hit() -> None:
