@@ -6,9 +6,12 @@ that comes back is used again.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 
 import httpx
 
@@ -17,9 +20,9 @@ from chatkit.models import upstream_facts
 from chatkit.models.upstream_auth import Credentials
 from chatkit.models.upstream_breaker import Admission, Breaker
 from chatkit.models.upstream_exchange import Exchange, Request
-from chatkit.models.upstream_facts import Unanswered
+from chatkit.models.upstream_facts import Unanswered, Untold
 from chatkit.models.upstream_format import MessagesFormat, Systems, TokenCounter, messages_in
-from chatkit.models.upstream_wire import request_body
+from chatkit.models.upstream_wire import ToolCalled, request_body
 from chatkit.types import Chunk, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -70,7 +73,7 @@ class UpstreamGeneration:
     def cancel(self) -> None:
         """Close the connection, which servers take for a stop; the iterator then ends with `aborted`."""
         if not self._over:
-            self._put(Chunk("", 0, "aborted", self._prompt_tokens))
+            self._put(Chunk("", 0, "aborted", self._prompt_tokens()))
             self.task.cancel()
 
     def fail(self, error: EngineFailed) -> None:
@@ -113,6 +116,9 @@ class UpstreamGeneration:
                 self._put(chunk)
                 if chunk.finish_reason:
                     breaker.succeeded()
+        except ToolCalled as error:  # it is well, and the model wants what nobody here has
+            breaker.succeeded()
+            self._put(error)
         except EngineFailed as error:
             if breaker.failed(self._admission):
                 log.error("the upstream failed too often in a row; it is left alone for a while")
@@ -167,6 +173,8 @@ class UpstreamModel:
             # Prompts and the key go where the settings say: not to HTTP_PROXY's host, and no other key out of ~/.netrc.
             trust_env=False,
             proxy=options.proxy or None,
+            # A balancer that sends every caller with its cookie to one replica would have no other to send to.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             verify=httpx.create_ssl_context(),  # SSL_CERT_FILE and SSL_CERT_DIR go on to hold
         )
         self.exchange = Exchange(self._client, credentials, first_s=options.first_s, stall_s=options.stall_s)
@@ -193,9 +201,7 @@ class UpstreamModel:
             self._failed_looks = 0
         if self.context_window < 1:
             await self.close()
-            raise EngineFailed(
-                f"{self._options.url!r} does not tell how many tokens its model holds; set upstream_context"
-            )
+            raise EngineFailed(_untold(self._options.url))
 
     async def close(self) -> None:
         """Let go of the server; running generations end with EngineFailed."""
@@ -228,7 +234,8 @@ class UpstreamModel:
         usage = self.exchange.asks_usage
         body = request_body(self._model, messages, sampling, fields=self._options.fields, usage=usage)
         headers = {name: session for name in self._options.session_headers} if session else {}
-        request = Request(body, headers, sampling.max_new_tokens, self.count_tokens(prompt), self.context_window)
+        count = functools.partial(self.count_tokens, prompt)
+        request = Request(body, headers, sampling.max_new_tokens, count, self.context_window)
         generation = UpstreamGeneration(self, request, admission)
         self.live.add(generation)
         return generation
@@ -277,17 +284,27 @@ class UpstreamModel:
                 rows = await upstream_facts.list_models(self._client, headers)
                 if upstream_facts.lists(rows, self._options.model):
                     self._listed = True
-                    if not (self._options.model and self._options.context):
-                        self._take(await upstream_facts.facts_of(self._client, headers, rows, self._options.model))
+                    await self._learn_from(rows, headers)
                 elif self._listed:  # a name that was never in the list may be one that the server takes all the same
                     raise Unanswered(200, f"GET models no longer lists {self._options.model or self._model!r}")
                 elif self._options.model and self._failed_looks:
                     log.warning("the upstream does not list the model %r", self._options.model)
+                if self.context_window < 1:
+                    raise Untold(200, "it does not tell how many tokens its model holds; set upstream_context")
         except TimeoutError:
             raise Unanswered(0, f"no list of models after {_LOOK_TIMEOUT:.0f} s") from None
         except EngineFailed as error:
             raise Unanswered(0, str(error)) from error
         self._failed_looks = 0
+
+    async def _learn_from(self, rows: Sequence[Mapping[str, Any]], headers: Mapping[str, str]) -> None:
+        """Take from a list of models what the settings leave open; the model in use stays while it is listed."""
+        if self._options.model and self._options.context:
+            return
+        name = self._options.model or (self._model if upstream_facts.lists(rows, self._model) else "")
+        # A server that was away may have come back with other options; one that was not has not changed them.
+        known = self._options.context or (self.context_window if name == self._model and not self._failed_looks else 0)
+        self._take(await upstream_facts.facts_of(self._client, headers, rows, name, elsewhere=not known))
 
     def _take(self, facts: upstream_facts.Facts) -> None:
         before = self._model, self.context_window
@@ -316,6 +333,8 @@ class UpstreamModel:
 
 def _why_not(url: str, error: Unanswered) -> str:
     """Return what an operator has to do about a server that cannot be used at the start."""
+    if isinstance(error, Untold):
+        return _untold(url)
     if error.status in (401, 403):
         return f"{url!r} refuses the key ({error.status}); set upstream_key, upstream_key_file or upstream_auth"
     if error.status == 404:
@@ -323,3 +342,7 @@ def _why_not(url: str, error: Unanswered) -> str:
     if 300 <= error.status < 400:
         return f"{error}, a redirect, which is not followed; set upstream_url to where it leads"
     return f"{error}; start the server, or correct upstream_url"
+
+
+def _untold(url: str) -> str:
+    return f"{url!r} does not tell how many tokens its model holds; set upstream_context"

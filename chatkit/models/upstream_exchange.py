@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -33,12 +33,16 @@ _CUT = "the language model's server stopped in the middle of the answer; try aga
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent, beside what says who asks; prompt tokens as they are counted here."""
+    """What is sent, beside what says who asks.
+
+    Attributes:
+        prompt_tokens: counts them here, which takes a while for a long prompt; most servers do it themselves.
+    """
 
     body: dict[str, Any] = field(repr=False)
     headers: Mapping[str, str]
     most_tokens: int
-    prompt_tokens: int
+    prompt_tokens: Callable[[], int]
     context: int
 
 
@@ -112,9 +116,10 @@ class Exchange:
         while True:
             tried = await self._try(body, request)
             if isinstance(tried, httpx.Response):
+                if "stream_options" not in body:  # it was this that the server would not take
+                    self.asks_usage = False
                 return tried
             if tried.not_usage and body.pop("stream_options", None):
-                self.asks_usage = False
                 continue
             wait = wait_before(attempt, tried.after)
             waited = asyncio.get_running_loop().time() - started
@@ -161,10 +166,10 @@ def _broken(error: Exception, answer: wire.Answer) -> ChatkitError:
             log.error("the upstream ended an answer with: %s", answer.complaint)
         return error
     if isinstance(error, TimeoutError):
-        log.error("the upstream was silent for too long %s its first event", when)
+        log.error("the upstream was silent for too long %s its first token", when)
         return EngineFailed(_CUT if answer.begun else _SILENT)
     if isinstance(error, httpx.HTTPError | httpx.StreamError):
-        log.error("the upstream's connection broke %s its first event: %s", when, shown(error))
+        log.error("the upstream's connection broke %s its first token: %s", when, shown(error))
     else:  # the text of it may be the prompt's
         log.error("the upstream sent what cannot be read: %s", type(error).__name__)
     return EngineFailed(_CUT if answer.begun else wire.BROKEN)

@@ -35,6 +35,10 @@ class Unanswered(Exception):
         self.status = status
 
 
+class Untold(Unanswered):
+    """The server lists its model and does not tell how many tokens it holds; one that still loads may, later."""
+
+
 async def list_models(client: httpx.AsyncClient, headers: Mapping[str, str]) -> list[Mapping[str, Any]]:
     """Return the rows of the server's list of models.
 
@@ -54,16 +58,26 @@ def lists(rows: Sequence[Mapping[str, Any]], model: str) -> bool:
 
 
 async def facts_of(
-    client: httpx.AsyncClient, headers: Mapping[str, str], rows: Sequence[Mapping[str, Any]], model: str
+    client: httpx.AsyncClient,
+    headers: Mapping[str, str],
+    rows: Sequence[Mapping[str, Any]],
+    model: str,
+    *,
+    elsewhere: bool,
 ) -> Facts:
-    """Return what is known of `model`, or of the first in the list where it is empty."""
+    """Return what is known of `model`, or of the first in the list where it is empty.
+
+    Args:
+        elsewhere: ask other paths of the server too for a context that the list does not have.
+    """
     named = [row for row in rows if row.get("id") == model] if model else list(rows)
     if not named:
         return Facts(model)
     row = named[0]
     meta = row.get("meta") if isinstance(row.get("meta"), dict) else {}
     told = _first_int(row, _CONTEXT_KEYS) or _first_int(meta, _CONTEXT_KEYS)
-    told = told or await _told_elsewhere(client, headers) or _first_int(meta, ("n_ctx_train",))
+    if elsewhere and not told:
+        told = await _told_elsewhere(client, headers) or _first_int(meta, ("n_ctx_train",))
     return Facts(str(row.get("id") or model), told)
 
 

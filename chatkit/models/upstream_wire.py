@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeGuard
 
 from chatkit.errors import ChatkitError, EngineFailed, InvalidRequest, Overloaded, TooLarge
@@ -84,17 +84,21 @@ def request_body(
     return body
 
 
+class ToolCalled(EngineFailed):
+    """The model answers with the call of a tool; the server is well."""
+
+
 class Answer:
     """One answer as its events come in.
 
     Attributes:
         finish_reason: set once the model has ended.
         complete: nothing more is wanted, the count of tokens has come or will not.
-        begun: whether an event came.
+        begun: whether a token came; some servers send an event without any as soon as they have the request.
         complaint: what the server says went wrong, for the log, without its words.
     """
 
-    def __init__(self, *, most_tokens: int, prompt_tokens: int, context: int) -> None:
+    def __init__(self, *, most_tokens: int, prompt_tokens: Callable[[], int], context: int) -> None:
         self.finish_reason: FinishReason | None = None
         self.complete = False
         self.begun = False
@@ -114,7 +118,6 @@ class Answer:
             ChatkitError: what the server says went wrong.
             ValueError: it is not what such a server sends.
         """
-        self.begun = True
         if data.strip() == "[DONE]":
             self.finish_reason = self.finish_reason or "stop"
             self.complete = True
@@ -142,11 +145,12 @@ class Answer:
         tool = next((name for name in _TOOLS if said.get(name) or reason == name), None)
         if tool or reason in _FAILED_ENDS:
             self.complaint = tool or f"finish_reason {reason}"
-            raise EngineFailed(_TOOL.format(tool) if tool else BROKEN)
+            raise ToolCalled(_TOOL.format(tool)) if tool else EngineFailed(BROKEN)
         if reason:
             self.finish_reason = _ENDS.get(str(reason).lower(), "stop")
         tokens = int(bool(text or self._half) or thought)
         self._made += tokens
+        self.begun = self.begun or tokens > 0
         if self._made > self._most_chunks and not self.finish_reason:
             self.finish_reason, self.complete = "length", True
         return Chunk(text, tokens) if tokens else None
@@ -169,7 +173,7 @@ class Answer:
 
     def last(self) -> Chunk:
         """Return the chunk that ends the answer; with it the counts add up to the server's, where it counted."""
-        made, read = self._counted or (self._made, self._prompt_tokens)
+        made, read = self._counted or (self._made, self._prompt_tokens())
         text = "\ufffd" if self._half else ""
         return Chunk(text, max(made - self._made, 0), self.finish_reason, read)
 

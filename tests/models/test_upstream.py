@@ -284,6 +284,25 @@ async def test_a_server_that_will_not_be_asked_for_its_count_is_not_asked_again(
     assert ["stream_options" in asked.body for asked in fake.asked] == [True, False, False]
 
 
+async def test_a_refusal_that_only_names_the_count_is_not_taken_for_one_of_it(fake, model) -> None:
+    fake.script = [answers(400, "stream_options are fine, the rest is not")]
+    with pytest.raises(InvalidRequest):
+        await read(model)
+    fake.script = [says(WHOLE)]
+    assert (await read(model))[1][-1].prompt_tokens == 9
+    assert ["stream_options" in asked.body for asked in fake.asked] == [True, False, True]
+
+
+async def test_what_the_server_counts_is_not_counted_here_too(fake, model, monkeypatch) -> None:
+    counted = []
+    monkeypatch.setattr(model, "_counter", lambda text: counted.append(text) or 7)
+    assert (await read(model))[1][-1].prompt_tokens == 9
+    assert counted == []
+    fake.script = [says(HELLO + DONE)]
+    assert (await read(model))[1][-1].prompt_tokens == 7
+    assert len(counted) == 1
+
+
 async def test_cancelling_closes_the_connection_at_once_and_the_answer_ends_aborted(fake, model) -> None:
     async def endless(peer) -> None:
         await peer.raw(HEAD)

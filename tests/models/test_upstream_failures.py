@@ -7,7 +7,7 @@ import logging
 import pytest
 
 from chatkit.errors import EngineFailed, InvalidRequest, Overloaded, TooLarge
-from chatkit.models import upstream_auth, upstream_breaker, upstream_exchange
+from chatkit.models import upstream_auth, upstream_breaker, upstream_exchange, upstream_wire
 from chatkit.types import SamplingParams
 from tests.models.upstream_fake import (
     DONE,
@@ -130,6 +130,28 @@ async def test_silence_before_the_first_token_or_between_two_ends_the_answer(fak
             fake.left.clear()
             await fails(model, EngineFailed, words)
             await asyncio.wait_for(fake.left.wait(), 10)  # its connection is closed, so it stops
+
+
+async def test_an_event_without_a_token_starts_no_clock_between_tokens(fake) -> None:
+    role = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n'
+
+    async def reads_long(peer) -> None:
+        await peer.raw(HEAD)
+        await peer.part(role)
+        await asyncio.sleep(0.5)
+        await peer.part(WHOLE)
+        await peer.part(b"")
+
+    async def never_ends(peer) -> None:
+        await peer.raw(HEAD)
+        await peer.part(role)
+        await peer.gone()
+
+    fake.script = [reads_long, never_ends]
+    async with opened(fake, stall_s=0.1) as model:
+        assert (await read(model))[0] == "Hello"
+    async with opened(fake, first_s=0.3) as model:
+        await fails(model, EngineFailed, "did not answer in time")
 
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
@@ -306,6 +328,24 @@ async def test_refusals_of_requests_and_cancelled_ones_do_not_open_the_breaker(f
         await asyncio.sleep(0)
         generation.cancel()
     assert model.ready
+
+
+async def test_answers_with_a_tool_call_do_not_open_the_breaker_and_close_it(fake, model, monkeypatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(model.breaker, "_clock", lambda: clock[0])
+    call = b'data: {"choices": [{"delta": {"tool_calls": [{"function": {"name": "boom"}}]}}]}\n\n'
+    fake.script = [says(call, DONE)]
+    for _ in range(upstream_breaker.FAILURES + 1):
+        await fails(model, upstream_wire.ToolCalled, "answers with a tool call")
+    assert model.ready
+    fake.script = [answers(500)]
+    for _ in range(upstream_breaker.FAILURES):
+        await fails(model, EngineFailed, "could not answer")
+    assert not model.ready
+    clock[0] += upstream_breaker.FIRST_WAIT
+    fake.script = [says(call, DONE)]
+    await fails(model, upstream_wire.ToolCalled, "answers with a tool call")
+    assert not model.breaker.refuses
 
 
 async def test_nobody_at_the_address_is_a_failure_in_the_same_words() -> None:

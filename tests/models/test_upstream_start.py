@@ -244,3 +244,75 @@ async def test_the_context_of_a_named_model_is_learnt_anew_and_what_is_set_stays
         fake.models = listing("fake-1", max_model_len=1024)
         await until(lambda: model.context_window == 1024)
         assert (other.name, other.context_window) == ("fake-1", 99)
+
+
+async def test_the_model_in_use_stays_while_it_is_listed_whatever_stands_before_it(fake, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    own, other = {"id": "fake-1", "max_model_len": 4096}, {"id": "fake-2", "max_model_len": 64}
+    async with opened(fake) as model:
+        fake.models = answers(200, {"data": [other, own]})
+        looks = fake.looks
+        await until(lambda: fake.looks > looks + 3)
+        assert (model.name, model.context_window) == ("fake-1", 4096)
+        fake.models = answers(200, {"data": [other]})
+        await until(lambda: model.name == "fake-2")
+        assert model.context_window == 64
+    assert caplog.text.count("the upstream has changed") == 1
+
+
+def counting(status: int, body: object, seen: list[str]):
+    """Answer, and note that it was asked."""
+
+    async def behave(peer) -> None:
+        seen.append(peer.asked.path)
+        await answers(status, body)(peer)
+
+    return behave
+
+
+async def test_other_paths_are_asked_only_while_the_context_is_not_known_or_the_server_was_away(
+    fake, monkeypatch
+) -> None:
+    monkeypatch.setattr(upstream, "_LOOK_EVERY", 0.02)
+    seen: list[str] = []
+    fake.models = answers(200, {"data": [{"id": "m", "meta": {"n_ctx_train": 9000}}]})
+    fake.elsewhere["/props"] = counting(200, {"default_generation_settings": {"n_ctx": 4000}}, seen)
+    async with opened(fake) as model, opened(fake, context=99) as told:
+        looks = fake.looks
+        await until(lambda: fake.looks > looks + 6)
+        assert (model.context_window, told.context_window, seen) == (4000, 99, ["/props"])
+        here = fake.models
+        fake.models = answers(503)
+        await until(lambda: not model.ready)
+        fake.elsewhere["/props"] = counting(200, {"default_generation_settings": {"n_ctx": 2000}}, seen)
+        fake.models = here
+        await until(lambda: model.ready)
+        assert (model.context_window, told.context_window) == (2000, 99)
+        assert seen == ["/props"] * 2
+
+
+async def test_a_start_waits_for_a_server_that_lists_its_model_before_it_has_loaded_it(
+    fake, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(upstream, "_START_EVERY", 0.01)
+    row = {"id": "llama", "meta": None}
+    fake.elsewhere = {"/props": answers(503), "/info": answers(503)}
+
+    async def loading(peer) -> None:
+        if fake.looks > 3:
+            row["meta"] = {"n_ctx_train": 9000}
+            fake.elsewhere["/props"] = answers(200, {"default_generation_settings": {"n_ctx": 4000}})
+        await answers(200, {"data": [row]})(peer)
+
+    fake.models = loading
+    async with opened(fake) as model:
+        assert (model.name, model.context_window, model.ready, fake.looks) == ("llama", 4000, True, 4)
+    assert caplog.text.count("waiting for the upstream: it does not tell how many tokens its model holds") == 1
+
+
+async def test_no_cookie_is_kept(fake) -> None:
+    fake.models = answers(200, MODELS, **{"set-cookie": "replica=7; Path=/"})
+    async with opened(fake) as model:
+        await read(model)
+        await read(model)
+    assert [asked.headers.get("cookie") for asked in fake.asked] == [None, None]
