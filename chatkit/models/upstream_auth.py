@@ -54,7 +54,7 @@ class SageMakerToken:
 
     Raises:
         MissingExtra: boto3 is not installed.
-        ConfigError: no region or no credentials are set.
+        ConfigError: no region or no credentials are set, or the AWS settings cannot be read.
     """
 
     def __init__(self, url: str) -> None:
@@ -62,13 +62,19 @@ class SageMakerToken:
             import botocore.session
         except ImportError as error:
             raise MissingExtra("boto3", "aws") from error
+        from botocore.exceptions import BotoCoreError
+
         session = botocore.session.get_session()
         host = urlsplit(url).hostname or ""
         match = _RUNTIME_HOST.fullmatch(host)
-        self._region: str = match["region"] if match else session.get_config_variable("region") or ""
+        try:
+            self._region: str = match["region"] if match else session.get_config_variable("region") or ""
+            self._credentials = session.get_credentials()
+        except BotoCoreError as error:  # a profile that is not there, a file that cannot be read
+            why = " ".join(str(error).split())[:200]
+            raise ConfigError(f"the AWS settings cannot be used ({why}); correct them or AWS_PROFILE") from error
         if not self._region:
             raise ConfigError(f"no AWS region is set and {host!r} names none; set AWS_REGION")
-        self._credentials = session.get_credentials()
         if self._credentials is None:
             raise ConfigError("there are no AWS credentials; set AWS_PROFILE, or a role for this machine or container")
 
@@ -77,11 +83,11 @@ class SageMakerToken:
         return {"authorization": f"Bearer {await asyncio.to_thread(self._token)}"}
 
     def _token(self) -> str:
-        from botocore.exceptions import BotoCoreError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             frozen = self._credentials.get_frozen_credentials()
-        except BotoCoreError as error:
+        except (BotoCoreError, ClientError, RuntimeError) as error:  # the last where new ones have expired already
             log.error("the AWS credentials cannot be refreshed: %s", type(error).__name__)
             raise EngineFailed("the language model's server cannot be used now; try again shortly") from error
         return make_token(frozen, self._region)

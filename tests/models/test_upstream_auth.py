@@ -1,12 +1,15 @@
 """Who asks: a key, or a token made of AWS credentials; and the settings that say which."""
 
 import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from chatkit.errors import ConfigError
+from chatkit.errors import ConfigError, EngineFailed
 from chatkit.models import upstream_auth
 from chatkit.settings import Settings, load_settings
 
@@ -73,6 +76,63 @@ async def test_without_credentials_the_next_step_is_named(aws) -> None:
     aws.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(ConfigError, match="there are no AWS credentials; set AWS_PROFILE"):
         upstream_auth.SageMakerToken(ENDPOINT)
+
+
+@pytest.mark.parametrize("url", [ENDPOINT, "http://127.0.0.1:8000/v1"])
+async def test_aws_settings_that_cannot_be_read_are_named_at_the_start(aws, tmp_path, url) -> None:
+    aws.setenv("AWS_PROFILE", "nowhere")
+    with pytest.raises(ConfigError, match=r"AWS settings cannot be used \(The config profile \(nowhere\) could not be"):
+        upstream_auth.SageMakerToken(url)
+    aws.delenv("AWS_PROFILE")
+    (tmp_path / "config").write_text("[default\n")
+    with pytest.raises(ConfigError, match=r"AWS settings cannot be used \(Unable to parse config file: .*config\)"):
+        upstream_auth.SageMakerToken(url)
+
+
+async def test_new_credentials_that_have_expired_already_fail_the_request_alone(aws, tmp_path, caplog) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        aws.delenv(name)
+    made = {"Version": 1, "AccessKeyId": "A", "SecretAccessKey": CANARY, "Expiration": "2020-01-01T00:00:00Z"}
+    (tmp_path / "made.json").write_text(json.dumps({**made, "SessionToken": "T"}))
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = cat {tmp_path}/made.json\n")
+    token = upstream_auth.SageMakerToken(ENDPOINT)
+    with pytest.raises(EngineFailed, match="cannot be used now; try again shortly"):
+        await token.headers()
+    assert "the AWS credentials cannot be refreshed: RuntimeError" in caplog.text
+    assert CANARY not in caplog.text
+
+
+class Denying(BaseHTTPRequestHandler):
+    """AWS's token service, which lends nobody the role."""
+
+    def do_POST(self) -> None:
+        body = b"<ErrorResponse><Error><Code>AccessDenied</Code><Message>no</Message></Error></ErrorResponse>"
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(403)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+async def test_a_role_that_is_not_lent_fails_the_request_alone(aws, tmp_path, caplog) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Denying) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        aws.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{server.server_port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            aws.delenv(name)
+        keys = f"aws_access_key_id = A\naws_secret_access_key = {CANARY}\n"
+        (tmp_path / "credentials").write_text(f"[own]\n{keys}")
+        role = "role_arn = arn:aws:iam::000000000000:role/chat\nsource_profile = own\nregion = eu-west-1\n"
+        (tmp_path / "config").write_text(f"[profile lent]\n{role}")
+        aws.setenv("AWS_PROFILE", "lent")
+        token = upstream_auth.SageMakerToken(ENDPOINT)
+        with pytest.raises(EngineFailed, match="cannot be used now; try again shortly"):
+            await token.headers()
+        server.shutdown()
+    assert "the AWS credentials cannot be refreshed: ClientError" in caplog.text
 
 
 async def test_a_key_is_sent_as_it_is_and_none_is_not(aws) -> None:
