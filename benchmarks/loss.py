@@ -10,18 +10,21 @@ The same prompts over the same door, in turns, by services that differ in one th
 | memory-store | the disk: sessions in memory |
 | no-store | the store: the caller keeps the conversation |
 | final-only | the checks while the answer grows; the whole text is checked at its end |
-| unmoderated | every check, of input and output |
+| unmoderated | the checks of the message and of the whole answer; what is left of the gate waits for the end |
 | bare | HTTP, the event loop and the service itself: the pipeline in a plain loop |
 
-A part's cost is the difference of two neighbours' seconds a token; its share is that of the whole difference between
-chatkit and bare. A share can come out below 0: what a part costs may lie within the spread of the rounds.
+A part's cost is what two neighbours differ by in milliseconds a token: the difference in each round, and of these the
+median, for the machine drifts from round to round. Its share is that of the median difference between chatkit and bare,
+and is left out where that is not above 0; a share below 0 lies within the spread of the rounds. The parts' medians need
+not add up to that of all.
 """
 
 import argparse
 import contextlib
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,7 @@ SERVICES: tuple[tuple[str, Mapping[str, str], Sequence[str], Body], ...] = (
     ("memory-store", {"store": "memory"}, CHATKIT, chatkit_body),
     ("no-store", {"store": "memory"}, CHATKIT, unstored_body),
     ("final-only", {"store": "memory", "gate": "final_only"}, CHATKIT, unstored_body),
-    ("unmoderated", {"store": "memory"}, UNMODERATED, unstored_body),
+    ("unmoderated", {"store": "memory", "gate": "final_only"}, UNMODERATED, unstored_body),
 )
 # The part that lies between a side and the one before it.
 PARTS = {
@@ -60,13 +63,29 @@ def loss_figures(rows: Sequence[Mapping[str, Any]], length: int) -> dict[str, fl
     figures = peer_figures(rows, length)
     for clients in dict.fromkeys(row["clients"] for row in rows):
         tail = f"@{clients}"
-        speeds = [figures[f"tokens_per_s{tail}"], *(figures[f"{side}_tokens_per_s{tail}"] for side in PARTS)]
-        costs = [1000 / speed for speed in speeds]
-        for part, before, after in zip(PARTS.values(), costs, costs[1:], strict=False):
-            figures[f"{part}_ms_per_token{tail}"] = round(before - after, 4)
-            figures[f"{part}_share{tail}"] = round((before - after) / (costs[0] - costs[-1]), 3)
-        figures[f"loss{tail}"] = round(1 - speeds[0] / speeds[-1], 4)
+        rounds = _rounds(row for row in rows if row["clients"] == clients)
+        figures[f"quiet_rounds{tail}"] = sum(quiet for quiet, _ in rounds)
+        kept = [costs for quiet, costs in rounds if quiet] or [costs for _, costs in rounds]
+        whole = statistics.median(costs[0] - costs[-1] for costs in kept)
+        for at, part in enumerate(PARTS.values()):
+            lost = statistics.median(costs[at] - costs[at + 1] for costs in kept)
+            figures[f"{part}_ms_per_token{tail}"] = round(lost, 4)
+            if whole > 0:  # a share of nothing says nothing
+                figures[f"{part}_share{tail}"] = round(lost / whole, 3)
+        figures[f"loss{tail}"] = round(statistics.median(1 - costs[-1] / costs[0] for costs in kept), 4)
     return figures
+
+
+def _rounds(rows: Iterable[Mapping[str, Any]]) -> list[tuple[bool, list[float]]]:
+    """Return of each round whether other processes left it alone, and its sides' milliseconds a token in order."""
+    rounds: dict[int, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        rounds.setdefault(row["round"], {})[row["side"]] = row
+    order = (SERVICES[0][0], *PARTS)
+    return [
+        (all(map(bench.quiet, sides.values())), [1000 / sides[side]["tokens_per_s"] for side in order])
+        for sides in rounds.values()
+    ]
 
 
 @contextlib.contextmanager
