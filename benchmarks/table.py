@@ -20,13 +20,23 @@ HEAD = (
     "| new tokens | clients | engine | tokens/s | lowest – highest | chatkit is × | first text, ms | memory, MB | "
     "CPU, ms a token |\n|---|---|---|---|---|---|---|---|---|"
 )
+# Of the answers, the share that has to be of full length.
+FULL = 0.95
+_SHORT = (
+    "\\* More than one answer in twenty ended before the length that was asked for, chatkit's or the peer's: the model "
+    "may end an answer, and not every server can make it go on. Short answers spend more of their time on the prompt, "
+    "so the two sides did not do the same work."
+)
 _WIDTH, _LEFT, _BAR, _GAP, _TITLE = 720, 190, 18, 6, 34
 _ROOM = 150  # right of the longest bar, for its figure
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One engine at one number of clients and one length of answers; `ratio` is chatkit's speed over its own."""
+    """One engine at one number of clients and one length of answers; `ratio` is chatkit's speed over its own.
+
+    `cut_short`: on one of the two sides of the ratio fewer answers than FULL had all tokens that were asked for.
+    """
 
     engine: str
     clients: int
@@ -38,6 +48,7 @@ class Cell:
     first_delta_ms: float
     memory_mb: float
     cpu_ms: float
+    cut_short: bool
 
 
 def cells(report: dict[str, Any]) -> list[Cell]:
@@ -61,6 +72,7 @@ def cells(report: dict[str, Any]) -> list[Cell]:
                 *(figures[f"{prefix}tokens_per_s{kind}{tail}"] for kind in ("", "_low", "_high")),
                 ratio,
                 *(figures[f"{prefix}{what}{tail}"] for what in ("first_delta_ms", "memory_mb", "cpu_ms_per_token")),
+                min(figures[f"{at}full_answers{tail}"] for at in ("", prefix)) < FULL,
             )
         )
     return found
@@ -79,20 +91,30 @@ def in_order(reports: Iterable[dict[str, Any]]) -> list[Cell]:
 def markdown(reports: Sequence[dict[str, Any]]) -> str:
     """Return the table with what it holds for above it, and beneath it the precision of each engine."""
     lines = [_conditions(reports), "", HEAD]
-    for cell in in_order(reports):
-        ratio = "" if cell.ratio is None else f"{cell.ratio[0]:.2f} ({cell.ratio[1]:.2f} – {cell.ratio[2]:.2f})"
-        lines.append(
-            f"| {cell.new_tokens} | {cell.clients} | {cell.engine} | {cell.speed:.1f} | "
-            f"{cell.low:.1f} – {cell.high:.1f} | {ratio} | {cell.first_delta_ms:.0f} | {cell.memory_mb:.0f} | "
-            f"{cell.cpu_ms:.1f} |"
-        )
+    every = in_order(reports)
+    lines += [
+        f"| {cell.new_tokens} | {cell.clients} | {cell.engine} | {cell.speed:.1f} | "
+        f"{cell.low:.1f} – {cell.high:.1f} | {_ratio(cell)} | {cell.first_delta_ms:.0f} | {cell.memory_mb:.0f} | "
+        f"{cell.cpu_ms:.1f} |"
+        for cell in every
+    ]
     lines.append("")
+    if any(cell.ratio and cell.cut_short for cell in every):
+        lines += [_SHORT, ""]
     for engine, precision in _all(reports, "precision").items():
         versions = _all(reports, "versions").get(engine, {})
         told = ", ".join(f"{package} {version}" for package, version in versions.items())
         lines.append(f"- {engine}{f' ({told})' if told else ''}: {precision}.")
     lines += [f"- {name} failed: {words}" for name, words in _all(reports, "failed").items()]
     return "\n".join(lines) + "\n"
+
+
+def _ratio(cell: Cell) -> str:
+    if cell.ratio is None:
+        return ""
+    middle, low, high = cell.ratio
+    star = "\\*" if cell.cut_short else ""
+    return f"{middle:.2f}{star} ({low:.2f} – {high:.2f})"
 
 
 def _conditions(reports: Sequence[dict[str, Any]]) -> str:
@@ -159,7 +181,9 @@ def main() -> None:
     parser.add_argument("answers", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--svg", type=Path)
     arguments = parser.parse_args()
-    reports = [json.loads(file.read_text(encoding="utf-8")) for file in arguments.answers]
+    # A run that failed before its first figure has left its file empty.
+    texts = [text for file in arguments.answers if (text := file.read_text(encoding="utf-8").strip())]
+    reports = [json.loads(text) for text in texts]
     if not any(cells(report) for report in reports):
         raise SystemExit(
             "error: there are no figures in these files, expected answers of `bench engine --peers --json`"

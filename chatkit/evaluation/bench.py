@@ -168,7 +168,7 @@ def _both_sides(settings: Settings, frame: PromptFrame, progress: Progress) -> I
 
 
 # The settings that decide what is measured, beside those of the engine; the service gets them as variables.
-_SERVED = ("models_dir", "chat_model", "encoder", "encoder_backend", "system_prompt", "policy", "gate")
+_SERVED = ("models_dir", "profile", "chat_model", "encoder", "encoder_backend", "system_prompt", "policy", "gate")
 
 
 def _take(prompts: Iterator[Workload], count: int) -> list[Workload]:
@@ -272,6 +272,13 @@ def _line(row: dict[str, Any]) -> str:
     )
 
 
+def precision_of(settings: Settings) -> str:
+    """Return in words what the local engine computes in."""
+    if settings.precision == "exact":
+        return "weights as in the GGUF file, float32 throughout (precision exact)"
+    return "weights as in the GGUF file, an eight-bit cache and the rest as OpenVINO chooses (precision fast)"
+
+
 def described(settings: Settings, bench: EngineBench) -> dict[str, Any]:
     """Return the settings under which the figures hold."""
     return {
@@ -281,7 +288,7 @@ def described(settings: Settings, bench: EngineBench) -> dict[str, Any]:
         "rounds": bench.rounds,
         "sampling": "greedy",
         "model": sources.name_of(settings.chat_model, "chat", settings.profile),
-        "precision": "weights as in the GGUF file, the rest as OpenVINO chooses; the same files on both sides",
+        "precision": f"{precision_of(settings)}; the same files on both sides",
         "retrieval": False,
         "store": "sqlite",
         "gate": settings.gate,

@@ -106,7 +106,7 @@ def _read(response: http.client.HTTPResponse, began: float) -> Streamed:
         if event is None:
             continue
         usage = event.get("usage") or usage
-        for choice in event.get("choices", ()):
+        for choice in event.get("choices") or ():
             finished = finished or choice.get("finish_reason") is not None
             if text := choice.get("delta", {}).get("content"):
                 first_delta_s = first_delta_s or time.perf_counter() - began
@@ -120,10 +120,15 @@ def _read(response: http.client.HTTPResponse, began: float) -> Streamed:
 
 def _event(line: bytes) -> dict[str, Any] | None:
     """Return the event of a line; nothing for blank lines, comments and the end mark."""
-    name, _, value = line.decode("utf-8").strip().partition(":")
+    name, _, value = line.decode("utf-8", "replace").strip().partition(":")
     if name != "data" or value.strip() == "[DONE]":
         return None
-    event: dict[str, Any] = json.loads(value)
+    try:
+        event = json.loads(value)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        raise Unavailable(f"the server's stream holds {value.strip()[:200]!r}, expected an object in JSON")
     if error := event.get("error"):
         raise Unavailable(f"the server's stream holds the error {json.dumps(error)[:400]}")
     return event

@@ -26,7 +26,6 @@ from chatkit.settings import Settings
 
 BARE = "bare"
 CHATKIT = "chatkit"
-_PRECISION = "weights as in the GGUF file, the rest as OpenVINO chooses"
 # Servers that use more cores than this while nothing is asked of them are stopped between their rounds.
 _SPINS = 0.05
 _IDLE_S = 2.0
@@ -162,6 +161,7 @@ def _row(side: str, clients: int, new_tokens: int, number: int, done: SideRound)
         "tokens": tokens,
         "full_answers": sum(count == new_tokens for count in done.tokens) / len(done.tokens),
         "counted_by": done.counted_by,
+        "prompts_counted": done.prompts_counted,
         "seconds": round(done.seconds, 4),
         "tokens_per_s": tokens / done.seconds,
         "first_delta_ms": round(done.first_delta_s * 1000, 2),
@@ -233,11 +233,11 @@ def _sides(
         progress("starting chatkit …")
         served = ServedChatkit(home, bench.served_settings(settings))
         stack.callback(served.close)
-        sides: list[Side] = [HttpSide(CHATKIT, served, chatkit_body, recount, precision=_PRECISION)]
+        sides: list[Side] = [HttpSide(CHATKIT, served, chatkit_body, recount, precision=bench.precision_of(settings))]
         if BARE in wanted.peers:
             pipeline = BarePipeline(bench.engine_options(settings, frame))
             stack.callback(pipeline.close)
-            sides.append(BareSide(pipeline, frame.facts.eos_ids, _PRECISION))
+            sides.append(BareSide(pipeline, frame.facts.eos_ids, bench.precision_of(settings)))
         for peer in peers:
             progress(f"starting {peer.name} …")
             try:

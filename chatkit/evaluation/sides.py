@@ -31,6 +31,8 @@ class SideRound:
 
     Attributes:
         tokens: of each answer.
+        prompts_counted: whether the server told for each prompt how many tokens it read; where not, nothing shows that
+            it read what was meant.
         counted_by: "server", or "tokenizer" where the server does not say.
         cpu_s: processor time of all its processes, the clients' not among them.
         rss_bytes: of all its processes, at the end of the round.
@@ -42,6 +44,7 @@ class SideRound:
     counted_by: str
     cpu_s: float
     rss_bytes: int
+    prompts_counted: bool = True
 
 
 class Side(Protocol):
@@ -113,6 +116,7 @@ class HttpSide:
             "server" if counted else "tokenizer",
             done.cpu_s["server"],
             tree_rss_bytes(self.pid),
+            all(answer.prompt_tokens for answer in done.answers),
         )
 
     def _cpu_s(self) -> Mapping[str, float]:

@@ -35,6 +35,8 @@ class Handler(BaseHTTPRequestHandler):
             self.say({"choices": [{"delta": {"content": PIECES[at % len(PIECES)]}, "finish_reason": None}]})
             if says.mode == "break":
                 return
+            if says.mode == "garble":
+                self.wfile.write(says.garbled.encode() + b"\n\n")
         if says.mode == "error":
             self.say({"error": "cache is full"})
             return
@@ -63,6 +65,7 @@ if __name__ == "__main__":
     parser.add_argument("--usage", action="store_true")
     parser.add_argument("--prompt", type=int, default=0)
     parser.add_argument("--record", default="")
+    parser.add_argument("--garbled", default="data: {oops")
     told = parser.parse_args()
     if told.mode == "sulk":
         sys.exit("no such device")

@@ -7,9 +7,10 @@ import pytest
 
 from chatkit.errors import EngineFailed, InvalidRequest
 from chatkit.evaluation.bare import BarePipeline
-from chatkit.evaluation.bench import EngineBench, engine_figures, engine_ttft_s
+from chatkit.evaluation.bench import EngineBench, described, engine_figures, engine_ttft_s, served_settings
 from chatkit.evaluation.processes import children, cpu_seconds
 from chatkit.evaluation.served import ServedAnswer, ServedChatkit
+from chatkit.settings import Settings
 
 
 def row(clients, ratio, speed, ttft=0.0, delta=0.0, others=0.0):
@@ -89,3 +90,14 @@ def test_processor_time_is_that_of_the_process():
         process.kill()
         process.wait()
     assert cpu_seconds(process.pid) == 0.0
+
+
+def test_the_service_under_measurement_has_the_profile_and_the_precision_is_told_as_it_is_set():
+    settings = Settings(profile="larger", precision="exact")
+    assert {name: served_settings(settings)[name] for name in ("profile", "precision")} == {
+        "profile": "larger",
+        "precision": "exact",
+    }
+    told = described(settings, EngineBench())["precision"]
+    assert told.startswith("weights as in the GGUF file, float32 throughout (precision exact)")
+    assert "an eight-bit cache" in described(Settings(), EngineBench())["precision"]

@@ -99,6 +99,17 @@ def test_a_request_that_fails_says_what_the_server_said(started, mode, seen):
         started("--mode", mode).run(WORK, 1, 4)
 
 
+@pytest.mark.parametrize("garbled", ["data: {oops", "data: [1]", "data: null"])
+def test_a_stream_that_is_no_json_leaves_the_peer_out_with_what_it_said(started, garbled):
+    with pytest.raises(EngineFailed, match=r"the server's stream holds '.*', expected an object in JSON"):
+        started("--mode", "garble", "--garbled", garbled).run(WORK, 1, 4)
+
+
+def test_a_peer_that_does_not_tell_what_it_read_is_named_in_its_rows(started):
+    assert started("--usage", "--prompt", "7").run(WORK, 1, 4).prompts_counted
+    assert not started("--usage", "--prompt", "0", name="silent").run(WORK, 1, 4).prompts_counted
+
+
 def test_a_peer_that_dies_is_reported_with_its_last_words(started):
     with pytest.raises(EngineFailed, match=r"it ended with code 3, its last words: .*out of patience"):
         started("--mode", "die").run(WORK, 1, 4)
@@ -247,6 +258,8 @@ def test_the_whole_service_is_measured_against_a_peer_and_a_failed_one_is_named(
     assert (mine["side"], theirs["side"]) == ("chatkit", "fake")
     assert (mine["tokens"], theirs["tokens"]) == (6 * 8, 6 * 8)
     assert mine["counted_by"] == "server"
+    assert mine["prompts_counted"]
+    assert "an eight-bit cache" in report["settings"]["precision"]["chatkit"]
     assert mine["memory_mb"] > theirs["memory_mb"] > 1
 
 

