@@ -16,9 +16,9 @@ from chatkit.types import ChatRequest, ModerationResult, Passage, Turn, check_id
 _SHORT_MESSAGE = 6
 # Messages of one request that are checked side by side: a long history must not fill the encoder for everybody else.
 _CHECKS_AT_ONCE = 8
-# A prompt of more characters is built and counted in a thread, so that nobody else waits for it; to a shorter one the
-# way there and back would add more than it takes.
-_LONG_PROMPT = 8_000
+# A prompt of more characters is built and counted in a thread, so that nobody else waits for the milliseconds that
+# takes. A shorter one takes about one; the way there and back takes a twentieth of that, and more on a busy machine.
+_LONG_PROMPT = 2_000
 # Messages of a conversation that the caller keeps; each is checked, so their number is bounded.
 _MAX_HISTORY = 1024
 

@@ -153,7 +153,7 @@ async def test_a_reply_tells_what_its_prompt_left_out() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize(("length", "apart"), [(10, False), (100, False), (3000, True)])
+@pytest.mark.parametrize(("length", "apart"), [(10, False), (390, False), (410, True), (3000, True)])
 async def test_a_long_prompt_is_counted_where_nobody_waits_for_it_and_a_short_one_at_once(length, apart) -> None:
     threads: set[int] = set()
 
