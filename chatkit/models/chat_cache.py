@@ -15,7 +15,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     finite, since attention multiplies it by zero: new memory is zeroed, and `wipe` is for a row that went wrong.
 
     Attributes:
-        made: counts how often the tensors were made anew.
+        made: counts how often the tensors were made anew, or some of them were.
     """
 
     def __init__(self) -> None:
@@ -79,6 +79,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def resize(self, slots: int, capacity: int, used: int) -> None:
         """Make room for other slots and lengths; the first `used` slots keep what they hold, as far as it fits."""
+        self.made += 1  # also where memory runs out below: some tensors are then others already
         kept = min(capacity, self.capacity)
         # Where memory runs out half-way, this much is true of every layer.
         self.slots, self.capacity = min(slots, self.slots), kept
@@ -88,7 +89,6 @@ class SlotCache(Cache):  # type: ignore[misc]
                 new[:used, :, :kept] = old[:used, :, :kept]
                 tensors[index] = new
         self.slots, self.capacity = slots, capacity
-        self.made += 1
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy a row to another slot."""

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from chatkit.errors import ConfigError, ModelError
 from chatkit.models.chat_cache import SlotCache
+from chatkit.models.chat_graphs import Graphs
 from chatkit.models.chat_load import LoadOptions, chosen_dtype, load_model, placement
 from chatkit.models.chat_prefixes import Prefixes
 from chatkit.models.chat_runner import Runner
@@ -248,6 +250,39 @@ def test_memory_that_runs_out_while_the_cache_grows_leaves_the_running_rows_alon
     bench.run()
     assert bench.answers[0] == (alone(model, prompt(0, 40), 30), "length")
     assert bench.answers[2] == (alone(model, prompt(2, 150)), "length")
+
+
+def test_after_a_cache_could_not_grow_no_recorded_step_runs_again(monkeypatch) -> None:
+    """A recording holds the addresses of the cache's tensors, of which some are then gone; cards alone record."""
+    cache = SlotCache()
+    cache.resize(1, 8, 0)
+    cache.aim(0, 0, 1)
+    for layer in range(2):
+        cache.update(torch.ones(1, 2, 1, 4), torch.ones(1, 2, 1, 4), layer)
+    recorded = []
+
+    def record(self, ids, places, visible):
+        recorded.append(visible)
+        return SimpleNamespace(ids=ids.clone(), places=places.clone(), graph=SimpleNamespace(replay=int), logits=None)
+
+    monkeypatch.setattr(Graphs, "_record", record)
+    graphs = Graphs(lambda ids, places, visible: ids, cache)
+    step = torch.zeros((1, 1), dtype=torch.long), torch.zeros(1, dtype=torch.long), 1
+    graphs.step(*step)
+    graphs.step(*step)
+    assert recorded == [8]
+    made, left = torch.Tensor.new_zeros, iter([True])
+
+    def short(self, size, **settings):
+        if next(left, False):
+            return made(self, size, **settings)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "new_zeros", short)
+    with pytest.raises(torch.OutOfMemoryError):
+        cache.resize(2, 64, 1)
+    graphs.step(*step)
+    assert recorded == [8, 8]
 
 
 def test_a_sliding_window_is_kept_to(tmp_path) -> None:
