@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 FACTS = "chatkit.json"
 # Raised whenever what stands in a converted folder changes.
-LAYOUT = 3
+LAYOUT = 4
 _MAGIC = b"GGUF"
 # What OpenVINO's reader takes (create_from_gguf in openvino.genai's gguf_modeling.cpp). Mistral, SmolLM2 and others are
 # "llama" to GGUF.
@@ -39,7 +39,6 @@ class ModelFacts:
         chat_template: empty where the file carries none.
         special_tokens: strings the tokenizer reads as control tokens.
         file: name of the GGUF file this was made from.
-        source_bytes: its size.
     """
 
     name: str
@@ -54,7 +53,6 @@ class ModelFacts:
     eos_token: str
     eos_ids: tuple[int, ...]
     special_tokens: tuple[str, ...]
-    source_bytes: int
 
 
 def converted(file: Path, *, cache: Path) -> tuple[Path, ModelFacts]:
@@ -233,10 +231,21 @@ def _facts(file: Path, reader: Any, tokenizer: Any) -> ModelFacts:
         chat_template=str(tokenizer.chat_template or ""),
         bos_token=tokenizer.bos_token or "",
         eos_token=tokenizer.eos_token or "",
-        eos_ids=(int(tokenizer.eos_token_id),),
+        eos_ids=_end_ids(file, reader, tokenizer),
         special_tokens=tuple(sorted({str(t) for t in tokenizer.all_special_tokens} | _control_tokens(tokenizer))),
-        source_bytes=file.stat().st_size,
     )
+
+
+def _end_ids(file: Path, reader: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end a reply, the tokenizer's own first: of a text, of a turn, and of a message to a tool."""
+    named = [reader.fields.get(f"tokenizer.ggml.{end}_token_id") for end in ("eos", "eot", "eom")]
+    found = [tokenizer.eos_token_id, *(int(field.contents()) for field in named if field is not None)]
+    ids = tuple(dict.fromkeys(int(i) for i in found if i is not None))
+    if not ids:
+        raise BrokenModel(
+            f"{str(file)!r} names no token that ends a reply (tokenizer.ggml.eos_token_id); name another file"
+        )
+    return ids
 
 
 def _control_tokens(tokenizer: Any) -> set[str]:

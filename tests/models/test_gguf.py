@@ -10,6 +10,8 @@ import pytest
 
 from chatkit.errors import BrokenModel, ModelError
 from chatkit.models import gguf, sources
+from chatkit.models.decoding import load_tokenizer
+from tests.models import tiny_gguf
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +100,21 @@ def test_two_processes_make_one_conversion_and_later_opens_take_it(real, tmp_pat
     with weights.open("r+b") as stream:  # a conversion whose files were changed is made anew
         stream.truncate(table["files"][weights.name] - 1)
     assert gguf._read_facts(folder) is None
+
+
+def test_every_token_that_the_file_says_ends_a_reply_does(tmp_path) -> None:
+    ends = {"eos": "<|endoftext|>", "eot": "<|im_end|>", "eom": "<|im_start|>"}
+    file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama", ends=ends)
+    folder, facts = gguf.converted(file, cache=tmp_path / "cache")
+    tokenizer = load_tokenizer(folder)
+    assert facts.eos_ids == tuple(map(tokenizer.token_to_id, ends.values()))
+    assert gguf.converted(file, cache=tmp_path / "cache")[1] == facts
+
+
+def test_a_file_in_which_nothing_ends_a_reply_is_a_broken_model(tmp_path) -> None:
+    file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama", ends={})
+    with pytest.raises(
+        BrokenModel, match=r"names no token that ends a reply \(tokenizer\.ggml\.eos_token_id\)"
+    ) as caught:
+        gguf.converted(file, cache=tmp_path / "cache")
+    assert str(file) in one_line(caught.value)

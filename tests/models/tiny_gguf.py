@@ -26,8 +26,13 @@ def write(
     window: int = WINDOW,
     template: str = TEMPLATE,
     kind: GGMLQuantizationType = GGMLQuantizationType.Q8_0,
+    ends: dict[str, str] | None = None,
 ) -> Path:
-    """Write a model of `architecture` that says nothing sensible, the same at every call."""
+    """Write a model of `architecture` that says nothing sensible, the same at every call.
+
+    Args:
+        ends: the tokens that end a text, a turn and a message to a tool, under `eos`, `eot` and `eom`.
+    """
     writer = GGUFWriter(str(file), architecture)
     file_types = {
         GGMLQuantizationType.Q8_0: LlamaFileType.MOSTLY_Q8_0,
@@ -49,7 +54,7 @@ def write(
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    _write_tokenizer(writer, tokens, template)
+    _write_tokenizer(writer, tokens, template, {"eos": "<|im_end|>"} if ends is None else ends)
     for name, shape in _tensors(architecture, head_size, layers, kv_heads, len(tokens)):
         _write_tensor(writer, name, shape, kind)
     writer.write_header_to_file()
@@ -59,7 +64,7 @@ def write(
     return file
 
 
-def _write_tokenizer(writer: GGUFWriter, tokens: list[str], template: str) -> None:
+def _write_tokenizer(writer: GGUFWriter, tokens: list[str], template: str, ends: dict[str, str]) -> None:
     special = {token: len(tokens) - len(SPECIAL) + at for at, token in enumerate(SPECIAL)}
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
@@ -67,7 +72,8 @@ def _write_tokenizer(writer: GGUFWriter, tokens: list[str], template: str) -> No
     writer.add_token_types([TokenType.CONTROL if token in special else TokenType.NORMAL for token in tokens])
     writer.add_token_merges(list(MERGES))
     writer.add_bos_token_id(special["<|im_start|>"])
-    writer.add_eos_token_id(special["<|im_end|>"])
+    for end, token in ends.items():
+        getattr(writer, f"add_{end}_token_id")(special[token])
     writer.add_pad_token_id(special["<|endoftext|>"])
     if template:
         writer.add_chat_template(template)
