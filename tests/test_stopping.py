@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from chatkit.errors import InvalidRequest
+from chatkit.service import OpenChatKitService
 from chatkit.stopping import StopWords, hold_back
-from chatkit.testing import ScriptedModel
-from chatkit.types import SamplingParams
+from chatkit.testing import KeywordModerator, MemoryStore, ScriptedModel
+from chatkit.types import ChatRequest, Owner, SamplingParams
 
 LETTERS = st.text("abc<\n>", max_size=40)
 WORDS = st.lists(st.text("abc<\n>", min_size=1, max_size=5), max_size=4)
@@ -95,3 +97,20 @@ async def test_without_a_hit_the_models_own_end_and_the_held_text_come_out() -> 
     assert chunks[-1].finish_reason == "stop"
     limited = [c async for c in hold_back(model.generate("p", SamplingParams(max_new_tokens=1)), ["stop"])]
     assert limited[-1].finish_reason == "length"
+
+
+@pytest.mark.anyio
+async def test_as_many_stop_words_as_a_caller_may_send_leave_room_for_those_of_the_format() -> None:
+    service = OpenChatKitService(ScriptedModel(["One. ", "ST", "OP two."]), KeywordModerator(), store := MemoryStore())
+    words = (*(f"never {number}" for number in range(15)), "STOP")
+
+    def ask(*more: str) -> ChatRequest:
+        return ChatRequest("Hi", "request-1", session_id="my-session", sampling=SamplingParams(stop_words=words + more))
+
+    assert service.model.format.stop_words
+    reply = await service.reply(ask())
+    assert (reply.text, reply.finish_reason) == ("One. ", "stop")
+    (turn,) = (await store.load(Owner(), "my-session", limit=9)).turns
+    assert (turn.status, turn.assistant) == ("complete", "One. ")
+    with pytest.raises(InvalidRequest, match="stop_words has 17 entries, at most 16 are taken"):
+        ask("one more")
