@@ -10,7 +10,7 @@
     ├── Conflict                  the request id is in use, or was used for another message
     ├── Unavailable               try again later; `retry_after` says when
     │   ├── Overloaded            the queue is full
-    │   ├── EngineFailed          the language model stopped
+    │   ├── EngineFailed          the language model stopped, or does not answer
     │   ├── StoreFailed           the session store did not acknowledge a read or write
     │   └── NotSaved              the answer was made but could not be stored
     ├── ConfigError               a setting is wrong or two settings contradict each other
@@ -95,7 +95,11 @@ class Overloaded(Unavailable):
 
 
 class EngineFailed(Unavailable):
-    """The language model stopped; the service is no longer ready."""
+    """The language model stopped, or does not answer.
+
+    Final for an engine on this machine: `transformers` ends the service, `local` leaves it up and not ready. Another
+    server may be back at the next try.
+    """
 
     code = "engine_failed"
     retry_after = 30

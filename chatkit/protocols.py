@@ -23,8 +23,7 @@ from chatkit.types import (
 class Generation(Protocol):
     """One running generation: iterate it to the end; the last chunk has a `finish_reason`.
 
-    Raises (while iterating):
-        EngineFailed: the model stopped.
+    Iterating it raises what `LanguageModel.generate` names.
     """
 
     def __aiter__(self) -> AsyncIterator[Chunk]:
@@ -73,7 +72,10 @@ class LanguageModel(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether a generation could start now; false for good after a failure of the engine."""
+        """Whether a generation could start now.
+
+        After a failure it is false for good where the engine runs here; an upstream that is back is used again.
+        """
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -81,7 +83,7 @@ class LanguageModel(Protocol):
         ...
 
     def generate(self, prompt: str, sampling: SamplingParams, *, session: str = "") -> Generation:
-        """Start generating at once.
+        """Start generating at once; what is refused is refused here, or when the generation is iterated.
 
         Args:
             prompt: as `format` renders it.
@@ -89,8 +91,11 @@ class LanguageModel(Protocol):
             session: the same for every turn of a session and no secret, for fair queues and warm caches; "" for none.
 
         Raises:
-            Overloaded: the engine's queue is full.
-            EngineFailed: the engine has stopped.
+            InvalidRequest: the engine cannot take this prompt or these parameters; TooLarge where the prompt leaves no
+                room for an answer in `context_window`. An answer ends with "length" where the window does.
+            Overloaded: the engine's queue or memory is full.
+            Unavailable: this generation failed and others do not: its numbers are none.
+            EngineFailed: the engine has stopped, or does not answer.
         """
         ...
 

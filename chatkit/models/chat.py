@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chatkit.errors import BrokenModel, ConfigError, TooLarge
+from chatkit.errors import BrokenModel, ConfigError
 from chatkit.models import parallel
 from chatkit.models.admission import ROW_BLOCK, Admission
 from chatkit.models.chat_convert import dequantized
@@ -64,6 +64,9 @@ class ChatOptions:
 class ChatModel(EngineModel):
     """A causal model of transformers in an engine process; see EngineModel.
 
+    Args:
+        gguf: name of the GGUF file that the folder was written out from; empty where it was not.
+
     Attributes:
         embedder: makes vectors of texts with the same weights; implements `protocols.Embedder`.
 
@@ -75,11 +78,9 @@ class ChatModel(EngineModel):
     ends_service = True
     longest_silence = 6.0  # torch lets go of the interpreter's lock while it computes
 
-    def __init__(
-        self, folder: Path, facts: ChatFacts, options: ChatOptions, *, name: str, derived: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, facts: ChatFacts, options: ChatOptions, *, name: str, gguf: str = "") -> None:
         ranks = _ranks(facts, options)
-        tokenizer = load_tokenizer(folder, derived=derived)
+        tokenizer = load_tokenizer(folder, derived=bool(gguf))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -96,14 +97,13 @@ class ChatModel(EngineModel):
             eos_ids=facts.eos_ids,
             form=chosen(
                 options.prompt_format,
-                name=f"{name} {folder.name}",
+                name=f"{name} {gguf or folder.name}",
                 chat_template=facts.chat_template,
                 special_tokens=facts.special_tokens,
                 bos_token=facts.bos_token,
                 eos_token=facts.eos_token,
             ),
             tokenizer=tokenizer,
-            most_live=options.max_running + options.max_queue,
             admission=Admission(options.max_running, options.max_queue, block=ROW_BLOCK, alike=True),
         )
         self.facts = facts
@@ -121,14 +121,6 @@ class ChatModel(EngineModel):
             self.context_window = fits
         self._admission.tokens = fits
 
-    def _need(self, prompt: int, answer: int) -> int:
-        """Return what a request may take: the worker ends an answer where the window does."""
-        if prompt >= self.context_window:
-            raise TooLarge(
-                f"the prompt has {prompt} tokens, the model holds {self.context_window} with the answer; send less"
-            )
-        return min(prompt + answer, self.context_window)
-
     async def start(self) -> None:
         """Start the engine's processes and wait until they have loaded; see EngineModel."""
         await super().start()
@@ -142,8 +134,9 @@ def open_chat(path: Path, *, cache: Path, options: ChatOptions, name: str) -> Ch
         ModelError: the model cannot be used.
         ConfigError: the options do not fit it.
     """
-    folder = dequantized(path, cache=cache) if path.is_file() else path
-    return ChatModel(folder, read_facts(folder), options, name=name, derived=folder != path)
+    gguf = path.name if path.is_file() else ""
+    folder = dequantized(path, cache=cache) if gguf else path
+    return ChatModel(folder, read_facts(folder), options, name=name, gguf=gguf)
 
 
 def parse_memory(text: str) -> dict[int, float]:

@@ -1,5 +1,6 @@
 """Vectors from the chat model itself: each text's mean last hidden state, L2-normalised, from the weights in memory."""
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,15 +38,18 @@ class ChatEmbedder:
 
         Raises:
             InvalidRequest: a text has no tokens at all.
-            Overloaded: the texts do not fit the engine's memory.
+            Overloaded: too many texts wait, or these do not fit the engine's memory.
             EngineFailed: the engine has stopped.
         """
         import numpy as np
 
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        rows = [row.ids[: self.max_tokens] for row in self._model.tokenizer.encode_batch(list(texts))]
+        rows = await asyncio.to_thread(self._rows, texts)
         if not all(rows):
             raise InvalidRequest(f"text {rows.index([])} of the input is empty; send some text")
         raw = await self._model.vectors(rows)
         return np.frombuffer(raw, dtype=np.float32).reshape(len(rows), self.dim)
+
+    def _rows(self, texts: Sequence[str]) -> list[list[int]]:
+        return [row.ids[: self.max_tokens] for row in self._model.tokenizer.encode_batch(list(texts))]

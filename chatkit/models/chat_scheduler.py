@@ -18,8 +18,6 @@ from chatkit.models.chat_runner import Runner
 from chatkit.models.chat_sampling import Sampler, choose
 from chatkit.models.chat_stopping import RowStop
 
-# Padded tokens of one forward pass for vectors.
-_EMBED_TOKENS = 4096
 # Vectors of one line. Bytes.
 _VECTOR_BYTES = 1 << 20
 
@@ -31,7 +29,7 @@ class Limits:
     Attributes:
         cache_tokens: tokens whose keys and values fit the memory set aside for them, kept rows included.
         window: tokens of prompt and answer that the model holds.
-        piece: tokens of a prompt that are read between two steps.
+        piece: tokens of a prompt that are read between two steps, and of texts for vectors, padding included.
     """
 
     cache_tokens: int
@@ -83,7 +81,7 @@ class Scheduler:
         self._running: list[Row] = []
         self._filling: Row | None = None
         self._prefixes = Prefixes()
-        self._texts: deque[Iterator[None]] = deque()
+        self._texts: dict[int, Iterator[None]] = {}
         # With other ranks in step, a pass that failed here has left them in the middle of theirs.
         self._survivable = () if runner.announce else (torch.OutOfMemoryError, MemoryError)
 
@@ -102,7 +100,7 @@ class Scheduler:
         elif "add" in command:
             self._add(command["add"], command["ids"], command["config"])
         elif "embed" in command:
-            self._texts.append(self._embed(command["embed"], command["ids"]))
+            self._texts[command["embed"]] = self._embed(command["embed"], command["ids"])
         else:
             self._cancel(command["cancel"])
 
@@ -125,6 +123,7 @@ class Scheduler:
         return None
 
     def _cancel(self, number: int) -> None:
+        self._texts.pop(number, None)
         for row in [*self._running, *([self._filling] if self._filling else [])]:
             if row.number == number:  # of one that is still being filled nobody has seen whether its numbers are any
                 return self._end(row, keep=row is not self._filling)
@@ -141,8 +140,10 @@ class Scheduler:
             read += self._fill(self._limits.piece - read, events)
         if events or read:
             self._send({"step": events, "read": read})
-        if self._texts and next(self._texts[0], self) is self:
-            self._texts.popleft()
+        if self._texts:
+            number, texts = next(iter(self._texts.items()))
+            if next(texts, self) is self:
+                del self._texts[number]
 
     def _step(self, events: list[list[Any]]) -> None:
         try:
@@ -270,12 +271,15 @@ class Scheduler:
         return key
 
     def _embed(self, number: int, texts: list[list[int]]) -> Iterator[None]:
-        """Make the vectors of texts, a batch of like lengths a pass, and send each as it is made."""
+        """Make the vectors of texts, a batch of like lengths a pass, and send each as it is made.
+
+        A pass is no longer than a piece of a prompt, since streams wait for it; only a single text may be.
+        """
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
         try:
             while order:
                 longest = len(texts[order[-1]])
-                batch = order[-max(1, _EMBED_TOKENS // longest) :]
+                batch = order[-max(1, self._limits.piece // longest) :]
                 del order[-len(batch) :]
                 made = self._runner.embed([texts[index] for index in batch]).cpu().numpy()
                 self._send_vectors(number, batch, made)

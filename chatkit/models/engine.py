@@ -7,7 +7,7 @@ events:   {"ready": true} · {"step": [[id, [token, …], reason | null], …]} 
           {"alive": true} every second from then on
 
 `chat_worker` has more of them.
-commands: {"embed": id, "ids": [[…], …]}
+commands: {"embed": id, "ids": [[…], …]}, which {"cancel": id} ends too
 events:   {"ready": true, "cache_tokens": what the cache holds, …} · {"step": …, "read": prompt tokens computed}
           {"failed": id, "kind": …, "message": one line for the caller}
           {"vectors": id, "texts": [index, …], "float32": base64 of their rows}, until all have come
@@ -18,6 +18,7 @@ import base64
 import contextlib
 import json
 import logging
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,10 +31,12 @@ from chatkit.errors import (
     InvalidRequest,
     ModelError,
     Overloaded,
+    TooLarge,
     Unavailable,
 )
 from chatkit.models.admission import Admission
 from chatkit.models.decoding import Decoder
+from chatkit.models.vectors import VectorRequests
 from chatkit.protocols import PromptFormat
 from chatkit.types import Chunk, FinishReason, SamplingParams
 
@@ -50,6 +53,8 @@ _STOP_TIMEOUT = 5.0
 _LAST_WORDS = 1.0
 # How often it is looked whether the worker has said anything. Seconds.
 _LOOK = 0.5
+# How the sentence begins that a rank which follows ends with; see chat_worker.
+_OTHER_RANK = re.compile(r"rank \d+ failed: ")
 # What one request may fail with while the engine goes on, and its start.
 _KINDS: dict[str, type[ChatkitError]] = {
     "invalid": InvalidRequest,
@@ -106,34 +111,12 @@ class EngineGeneration:
             self.cancel()
 
 
-class _Vectors:
-    """The vectors of one request, which come in parts."""
-
-    def __init__(self, texts: int) -> None:
-        self.whole: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._rows: dict[int, bytes] = {}
-        self._texts = texts
-
-    def put(self, texts: Sequence[int], raw: bytes) -> None:
-        """Take the rows of some texts."""
-        size = len(raw) // len(texts)
-        self._rows |= {index: raw[place * size : (place + 1) * size] for place, index in enumerate(texts)}
-        if len(self._rows) == self._texts and not self.whole.done():
-            self.whole.set_result(b"".join(self._rows[index] for index in range(self._texts)))
-
-    def fail(self, failure: ChatkitError) -> None:
-        """End the wait."""
-        if not self.whole.done():
-            self.whole.set_exception(failure)
-
-
 class EngineModel:
     """A language model in an engine process; satisfies protocols.LanguageModel.
 
     Args:
         command: what starts the worker.
-        most_live: generations that may run or wait; more are refused.
-        admission: who may start, where the worker does not see to that itself; it has its own bounds.
+        admission: who may start, and how many may wait.
 
     Attributes:
         command: what starts the worker.
@@ -156,8 +139,7 @@ class EngineModel:
         eos_ids: Sequence[int],
         form: PromptFormat,
         tokenizer: "Tokenizer",
-        most_live: int,
-        admission: Admission | None = None,
+        admission: Admission,
     ) -> None:
         self.name = name
         self.context_window = context_window
@@ -168,17 +150,17 @@ class EngineModel:
         self.reported: dict[str, Any] = {}
         self.command = tuple(command)
         self._eos_ids = tuple(eos_ids)
-        self._admission = admission or Admission(most_live)
+        self._admission = admission
         self._held: dict[int, dict[str, Any]] = {}  # commands of those that wait
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
         self._live: dict[int, EngineGeneration] = {}
-        self._asked: dict[int, _Vectors] = {}
+        self._asked = VectorRequests()
         self._silence = 0.0
         self._next = 0
         self._failure: EngineFailed | None = EngineFailed("the engine has not been started")
-        self._complaints: deque[str] = deque(maxlen=20)
+        self._complaints: deque[str] = deque(maxlen=50)
 
     @property
     def ready(self) -> bool:
@@ -231,11 +213,12 @@ class EngineModel:
             raise EngineFailed(str(self._failure))
         ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         number, self._next = self._next, self._next + 1
-        given_up = self._admission.ask(number, session=session, tokens=self._need(len(ids), sampling.max_new_tokens))
+        need = self._need(len(ids), sampling.max_new_tokens)
+        given_up = self._admission.ask(number, session=session, tokens=need)
         generation = EngineGeneration(self, number, len(ids))
         self._live[number] = generation
         config = {
-            "max_new_tokens": sampling.max_new_tokens,
+            "max_new_tokens": need - len(ids),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
@@ -251,25 +234,34 @@ class EngineModel:
         return generation
 
     def _need(self, prompt: int, answer: int) -> int:
-        """Return the tokens of cache that a request may take."""
-        return prompt + answer
+        """Return the tokens of prompt and answer, which ends where the window does.
+
+        Raises:
+            TooLarge: the window has no room for an answer.
+        """
+        if prompt >= self.context_window:
+            raise TooLarge(
+                f"the prompt has {prompt} tokens, the model holds {self.context_window} with the answer; send less"
+            )
+        return min(prompt + answer, self.context_window)
 
     async def vectors(self, rows: Sequence[Sequence[int]]) -> bytes:
         """Return the (texts, hidden size) float32 vectors of texts given as token ids, where the worker makes them.
 
         Raises:
-            Overloaded: the texts do not fit the engine's memory.
+            Overloaded: too many texts wait, or these do not fit the engine's memory.
             EngineFailed: the engine has stopped.
         """
         if self._failure:
             raise EngineFailed(str(self._failure))
         number, self._next = self._next, self._next + 1
-        asked = self._asked[number] = _Vectors(len(rows))
+        asked = self._asked.add(number, len(rows))
         try:
             self._send({"embed": number, "ids": rows})
             return await asked.whole
         finally:
-            self._asked.pop(number, None)
+            if self._asked.remove(number) and self._failure is None:  # nobody waits for the rest
+                self._send({"cancel": number})
 
     async def stopped(self) -> EngineFailed:
         """Wait until the engine has stopped without having been told to, and return why."""
@@ -311,7 +303,7 @@ class EngineModel:
                     self._opened(event)
                     self._failure = None
                     ready.set_result(None)
-                elif "fatal" in event:
+                elif "fatal" in event and not why:  # what comes after the first follows from it
                     why, said = event["fatal"], _KINDS.get(event.get("code", ""))
                 else:
                     self._hand_out(event)
@@ -326,6 +318,8 @@ class EngineModel:
         if self._silence >= self.longest_silence:
             why = f"it said nothing for {self.longest_silence:.0f} s"
         why = why or (self._complaints[-1] if self._complaints else "no message")
+        other = next(filter(_OTHER_RANK.match, self._complaints), "")  # rank 0 knows only that it lost the other
+        why = f"{why}; {other}" if other else why
         detail = f"the engine's process ended with code {code}: {why}"
         self._fail(EngineFailed("the language model has stopped; the operator has to restart the service"))
         if not ready.done():
@@ -356,7 +350,7 @@ class EngineModel:
             self._fail_one(event["refused"], InvalidRequest(why))
         elif "failed" in event:
             self._fail_one(event["failed"], _KINDS[event["kind"]](event["message"]))
-        elif "vectors" in event and (asked := self._asked.get(event["vectors"])):
+        elif "vectors" in event and (asked := self._asked.find(event["vectors"])):
             asked.put(event["texts"], base64.b64decode(event["float32"]))
 
     def _step(self, rows: list[list[Any]]) -> None:
@@ -376,7 +370,7 @@ class EngineModel:
             generation.put(failure)
             self._held.pop(number, None)
             self._leave(number)
-        if asked := self._asked.get(number):
+        if asked := self._asked.find(number):
             asked.fail(failure)
 
     def _fail(self, failure: EngineFailed) -> None:
@@ -387,8 +381,7 @@ class EngineModel:
         self._live.clear()
         self._held.clear()
         self._admission.clear()
-        for asked in self._asked.values():
-            asked.fail(EngineFailed(str(failure)))
+        self._asked.fail(failure)
 
     async def _keep_complaints(self, stream: asyncio.StreamReader) -> None:
         with contextlib.suppress(ValueError):  # a line longer than the limit is no message

@@ -61,7 +61,7 @@ class LocalModel(EngineModel):
         worker = {"model": str(folder), "kv_blocks": blocks, **{n: getattr(options, n) for n in _WORKER_OPTIONS}}
         form = chosen(
             options.prompt_format,
-            name=f"{facts.name} {facts.file}",
+            name=f"{name} {facts.name} {facts.file}".strip(),
             chat_template=facts.chat_template,
             special_tokens=facts.special_tokens,
             bos_token=facts.bos_token,
@@ -74,7 +74,6 @@ class LocalModel(EngineModel):
             eos_ids=facts.eos_ids,
             form=form,
             tokenizer=load_tokenizer(folder, derived=True),
-            most_live=options.max_running + options.max_queue,
             admission=Admission(options.max_running, options.max_queue, self.cache_tokens, kv_cache.BLOCK),
         )
 

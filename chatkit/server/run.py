@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import ClassVar
 
 import uvicorn
 
@@ -46,6 +47,9 @@ class _Server(uvicorn.Server):
     nobody listens to are stored.
     """
 
+    # How long connections and turns are waited for once the engine has died: every turn has failed, and only clients
+    # that neither send nor read are left. Seconds.
+    dead_engine_grace: ClassVar[float] = 2.0
     asked_at: float | None = None
 
     @contextlib.contextmanager
@@ -103,6 +107,7 @@ async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce:
     web = asyncio.create_task(server.serve(sockets=[listener]))
     loading = asyncio.create_task(build_service(settings))
     started = time.perf_counter()
+    grace = settings.drain_s
     try:
         await asyncio.wait({web, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
@@ -113,6 +118,8 @@ async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce:
             death = asyncio.create_task(_death(app.service.model))
             await asyncio.wait({web, death}, return_when=asyncio.FIRST_COMPLETED)  # cancels neither when cancelled
             if death.done():
+                grace = min(grace, server.dead_engine_grace)
+                server.config.timeout_graceful_shutdown = int(grace)
                 raise death.result()
             death.cancel()
     finally:
@@ -121,7 +128,7 @@ async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce:
         with contextlib.suppress(asyncio.CancelledError):
             await web
         if app.service is not None:
-            await app.service.close(server.patience_left(settings.drain_s))
+            await app.service.close(server.patience_left(grace))
         elif loading.done() and not loading.cancelled() and loading.exception() is None:
             await loading.result().close(0)
 

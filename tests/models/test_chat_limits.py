@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -23,7 +24,6 @@ from tests.models import tiny
 from tests.serving import Served
 
 pytestmark = pytest.mark.anyio
-OPTIONS = ChatOptions(dtype="float32", threads=1)
 FLAGS = ("--engine", "transformers", "--dtype", "float32", "--threads", "1", "--index", "", "--policy", "monitor",
          "--system-prompt", "Be brief.")  # fmt: skip
 
@@ -66,7 +66,7 @@ def scheduled(runner, send, **limits) -> Scheduler:
 async def test_two_thousand_wide_vectors_come_in_short_lines_and_in_order(folder) -> None:
     rows = [[number % 300, *[1] * (number % 7)] for number in range(2048)]
     model, lines = opened(folder), []
-    asked = model._asked[5] = engine._Vectors(len(rows))
+    asked = model._asked.add(5, len(rows))
     scheduler = scheduled(Wide(), lambda event: lines.append(json.dumps(event)))
     scheduler.apply({"embed": 5, "ids": rows})
     while not scheduler.idle:
@@ -138,6 +138,21 @@ def test_a_signal_to_the_whole_group_lets_a_turn_finish(tmp_path, folder, models
         events += [frame["event"] for frame in lines]
     assert events[-1] == "done"
     assert site.stop() == 0
+
+
+def test_a_dead_engine_ends_the_service_though_a_client_is_still_sending(tmp_path, folder, models_dir) -> None:
+    site = Served(tmp_path / "home", models_dir, "--chat-model", str(folder), *FLAGS, "--drain-s", "60").start()
+    try:
+        address = site.client.base_url.host, site.client.base_url.port
+        with socket.create_connection(address, timeout=5) as sending:
+            sending.sendall(b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 900\r\n\r\n" + b'{"inputs": "')
+            assert site.client.get("/ping").status_code == 200  # sent later, so the other is being read
+            os.kill(*engine_processes(site), signal.SIGKILL)
+            assert site.process.wait(10) not in (0, None)
+    finally:
+        site.process.kill()
+        site.stop()
+    assert "the language model has stopped" in site.log
 
 
 def engine_processes(site) -> list[int]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from chatkit.errors import BrokenModel, ConfigError, EngineFailed, InvalidRequest, ModelError, Overloaded, Unavailable
+from chatkit.models import chat
 from chatkit.models.admission import Admission
 from chatkit.models.chat import ChatOptions, open_chat, parse_memory
 from chatkit.models.parallel import check_ranks, place_of
@@ -91,17 +92,6 @@ async def test_repetition_penalty_is_that_of_generate(model, reference) -> None:
     assert wanted != generated(reference, model, text, max_new_tokens=12)
     got, _, _ = await read(model, text, max_new_tokens=12, repetition_penalty=1.7)
     assert got.strip("\ufffd") in wanted
-
-
-async def test_a_seed_repeats_whatever_else_runs_and_no_seed_does_not(model) -> None:
-    text = prompt(model, "rain")
-    sampling = {"max_new_tokens": 12, "temperature": 1.3, "top_k": 40, "top_p": 0.95}
-    alone = (await read(model, text, seed=7, **sampling))[0]
-    others = [read(model, prompt(model, word), temperature=1.0, max_new_tokens=30) for word in SUBJECTS]
-    beside, *_ = await asyncio.gather(read(model, text, seed=7, **sampling), *others)
-    assert beside[0] == alone
-    free = {(await read(model, text, **sampling))[0] for _ in range(4)}
-    assert len(free) > 1
 
 
 async def test_temperature_alone_samples_and_top_k_of_one_is_greedy_again(model) -> None:
@@ -274,6 +264,14 @@ def test_a_folder_that_is_not_whole_is_refused_before_anything_starts(folder, tm
 def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path) -> None:
     small = broken(folder, tmp_path, config_json={"vocab_size": 300})
     assert "has ids up to 333, the model 300 tokens" in refusal(small)
+
+
+def test_the_name_of_a_gguf_file_chooses_the_prompt_format(folder, tmp_path, monkeypatch) -> None:
+    file = tmp_path / "GPT-NeoXT-Chat-Base-20B.Q4_0.gguf"
+    file.touch()
+    monkeypatch.setattr(chat, "dequantized", lambda path, cache: folder)  # which is called by the file's size and time
+    model = open_chat(file, cache=tmp_path, options=OPTIONS, name="x")
+    assert model.format.render([Message("user", "hello")]) == "<human>: hello\n<bot>:"
 
 
 def test_ranks_that_do_not_divide_the_heads_are_refused_with_those_that_would() -> None:

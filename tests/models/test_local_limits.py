@@ -107,6 +107,17 @@ def test_a_model_without_a_template_is_refused_unless_its_format_is_named(tmp_pa
     assert model.tokenizer.encode(text, add_special_tokens=False).ids[0] == start
 
 
+def test_the_name_of_a_models_source_chooses_its_format(tmp_path) -> None:
+    file = tiny_gguf.write(tmp_path / "tiny.gguf", "llama")
+    opened = [
+        local.open_local(file, cache=tmp_path / "cache", options=local.LocalOptions(), name=name).format.render(
+            [Message("user", "hello")]
+        )
+        for name in ("GPT-NeoXT-Chat-Base-20B", "Tiny")
+    ]
+    assert opened == ["<human>: hello\n<bot>:", "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"]
+
+
 @pytest.mark.parametrize(
     ("architecture", "shape", "precision"),
     [
@@ -145,14 +156,13 @@ async def test_a_burst_that_is_larger_than_the_cache_is_answered_to_the_last(sma
     assert alone == ended[:4]
 
 
-async def test_what_fills_the_cache_to_its_last_token_is_taken_and_one_more_is_not(small) -> None:
-    with pytest.raises(
-        TooLarge, match=r"may take 257 tokens, the engine's key-value cache holds 256; raise kv_cache_gb"
-    ):
-        small.generate(words(small, 200), SamplingParams(max_new_tokens=57))
-    reason, tokens = await read(small, words(small, 200), max_new_tokens=56)
-    assert reason in ("length", "stop")
-    assert 0 < tokens <= 56
+async def test_an_answer_ends_where_the_window_does_and_a_prompt_that_fills_it_is_refused(small) -> None:
+    for prompt_tokens, asked in ((200, 56), (200, 400), (255, 9)):
+        small._eos_ids = (small.tokenizer.token_to_id("the"),)  # so that the answer does not end sooner
+        ended = await read(small, words(small, prompt_tokens), max_new_tokens=asked)
+        assert ended == ("length", min(asked, 256 - prompt_tokens))
+    with pytest.raises(TooLarge, match="the prompt has 256 tokens, the model holds 256 with the answer; send less"):
+        small.generate(words(small, 256), SamplingParams(max_new_tokens=1))
     assert small.ready
 
 
