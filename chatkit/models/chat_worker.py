@@ -21,8 +21,10 @@ from chatkit.models.decoding import load_tokenizer
 from chatkit.models.worker_io import Commands, Events
 
 Fatal = Callable[[str], None]
-# A CPU may read texts for vectors this long in one call. Seconds.
-_LONGEST_CPU_CALL = 1800.0
+# A call that takes longer hangs. It reads at most a piece of a prompt or as many tokens of texts, or one longer text.
+# A GPU takes a few seconds for that; a CPU may be slow and busy, and so are weights that come from memory or disk in
+# every call. Seconds.
+_LONGEST_GPU_CALL, _LONGEST_CALL = 30.0, 1800.0
 
 
 def main() -> int:
@@ -36,7 +38,7 @@ def main() -> int:
         if place is None or place.rank == 0:
             events.fatal(why, code)
         else:
-            print(why, file=sys.stderr, flush=True)  # noqa: T201 - the service keeps the last lines
+            _complain(f"rank {place.rank} failed: {why}")  # engine looks for that
 
     launched = parallel.place_of(os.environ)
     place = parallel.Place(**options["place"]) if options.get("place") else launched
@@ -50,7 +52,14 @@ def main() -> int:
     except (ChatkitError, RuntimeError) as error:
         fatal(worker_io.message(error), error.code if isinstance(error, ChatkitError) else "")
         return 1
+    except Exception as error:
+        fatal(f"{type(error).__name__}: {worker_io.message(error)}")
+        raise
     return 0
+
+
+def _complain(why: str) -> None:
+    print(why, file=sys.stderr, flush=True)  # noqa: T201 - the service keeps the last lines
 
 
 def _in_parallel(options: dict[str, Any], events: Events, place: parallel.Place | None, fatal: Fatal) -> int:
@@ -64,11 +73,10 @@ def _in_parallel(options: dict[str, Any], events: Events, place: parallel.Place 
         place, store = parallel.start_followers(options["tensor_parallel"], command, fatal)
     elif place.rank > 0:
         store = parallel.join(place) if options.get("place") else None
-    group = parallel.Group(place, fatal, store)
+    group = parallel.Group(place, fatal if place.rank == 0 else _complain, store)
     runner = _opened({**options, "tensor_parallel": place.ranks})
-    group.busy_since = lambda: runner.busy_since
     sizes = group.gather(local_bytes(runner.model))
-    group.meet()
+    group.meet(lambda: runner.busy_since, longest_call(runner))
     if place.rank > 0:
         group.follow(runner)
     else:
@@ -129,7 +137,7 @@ def _serve(runner: Any, options: Mapping[str, Any], events: Events, sizes: list[
     scheduler = Scheduler(runner, tokenizer, limits, events.send)
     commands = worker_io.commands(sys.stdin)
     events.send({"ready": True, "parameter_bytes": sizes, "cache_tokens": limits.cache_tokens})
-    longest = parallel.LONGEST_CALL if on_gpu else _LONGEST_CPU_CALL
+    longest = longest_call(runner)
 
     def hangs() -> str:
         since = runner.busy_since
@@ -139,6 +147,13 @@ def _serve(runner: Any, options: Mapping[str, Any], events: Events, sizes: list[
     while _take_commands(scheduler, commands):
         if not scheduler.idle:
             scheduler.work()
+
+
+def longest_call(runner: Any) -> float:
+    """Return the seconds after which a call of this rank's runner hangs."""
+    placed = getattr(runner.model, "hf_device_map", {})
+    on_gpu = runner.device.type == "cuda" and not {"cpu", "disk"} & set(map(str, placed.values()))
+    return _LONGEST_GPU_CALL if on_gpu else _LONGEST_CALL
 
 
 def local_bytes(model: Any) -> int:

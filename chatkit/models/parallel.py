@@ -24,8 +24,8 @@ _PORT = "29511"
 # How often ranks meet, and how long one may be late. Seconds.
 _MEETING = 0.5
 _LATE = 4.0
-# A call that takes longer hangs: it reads at most one piece of a prompt. Seconds.
-LONGEST_CALL = 120.0
+# What fails on another rank may fail on rank 0 as well, which names it by its kind: it has this long to. Seconds.
+_OWN_WORDS = 1.0
 # Ranks load gigabytes before the first meeting; between commands nothing happens for as long as nobody asks.
 _FOREVER = timedelta(days=365)
 _JOINING = timedelta(minutes=30)
@@ -102,7 +102,6 @@ class Group:
         self._dist = dist
         self._torch = torch
         self._over = threading.Event()
-        self.busy_since: Callable[[], float | None] = lambda: None
         os.environ |= {"LOCAL_RANK": str(place.local_rank), "RANK": str(place.rank), "WORLD_SIZE": str(place.ranks)}
         if store is None:
             os.environ |= {"MASTER_ADDR": place.address, "MASTER_PORT": str(place.port)}
@@ -113,23 +112,26 @@ class Group:
         self._orders = dist.new_group(backend="gloo", timeout=_FOREVER)
         self._meetings = dist.new_group(backend="gloo", timeout=_FOREVER)
 
-    def meet(self) -> None:
-        """Start to watch the others; all ranks call it once they have loaded."""
-        threading.Thread(target=self._meet, name="ranks", daemon=True).start()
+    def meet(self, busy_since: Callable[[], float | None], longest: float) -> None:
+        """Start to watch the others; all ranks call it once they have loaded.
 
-    def _meet(self) -> None:
+        Args:
+            busy_since: returns when the call that runs on this rank began; None while there is none.
+            longest: seconds after which such a call hangs.
+        """
+        threading.Thread(target=self._meet, args=(busy_since, longest), name="ranks", daemon=True).start()
+
+    def _meet(self, busy_since: Callable[[], float | None], longest: float) -> None:
+        own = f"rank {self.place.rank}"
         try:
             while not self._over.wait(_MEETING):
                 self._dist.barrier(self._meetings, async_op=True).wait(timeout=timedelta(seconds=_LATE))
-                since = self.busy_since()
-                if since is not None and time.monotonic() - since > LONGEST_CALL:
-                    raise RuntimeError(f"a call has taken {LONGEST_CALL:.0f} s")
+                since = busy_since()
+                if since is not None and time.monotonic() - since > longest:
+                    _end(self._ended, f"a call of {own} has taken {longest:.0f} s")
         except RuntimeError as error:
             if not self._over.is_set():
-                for child in _children:
-                    child.kill()  # one that hangs would stay for ever
-                self._ended(f"rank {self.place.rank} lost another of the {self.place.ranks} ranks ({error})"[:300])
-                os._exit(1)
+                _end(self._ended, f"{own} lost another of the {self.place.ranks} ranks ({error})"[:300])
 
     def gather(self, number: int) -> list[int]:
         """Return every rank's number, in their order."""
@@ -200,6 +202,17 @@ def join(place: Place) -> Any:
 
 def _watch(rank: int, process: "subprocess.Popen[bytes]", died: Callable[[str], None]) -> None:
     code = process.wait()
+    if code > 0:
+        time.sleep(_OWN_WORDS)
     if code != 0:
-        died(f"rank {rank} ended with code {code}" if code > 0 else f"rank {rank} was ended by signal {-code}")
+        _end(died, f"rank {rank} ended with code {code}" if code > 0 else f"rank {rank} was ended by signal {-code}")
+
+
+def _end(say: Callable[[str], None], why: str) -> None:
+    """End this process and the ranks that it has started, one that hangs too, also when nobody is there to be told."""
+    try:
+        say(why)
+    finally:
+        for child in _children:
+            child.kill()
         os._exit(1)

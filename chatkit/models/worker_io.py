@@ -1,5 +1,6 @@
 """What the workers share: a clean stream of events, commands from stdin, signals left alone, a sign of life."""
 
+import contextlib
 import json
 import os
 import queue
@@ -60,9 +61,13 @@ def commands(stream: TextIO) -> Commands:
     made: Commands = queue.SimpleQueue()
 
     def read() -> None:
-        for line in stream:
-            made.put(json.loads(line))
-        made.put(None)
+        try:
+            for line in stream:
+                made.put(json.loads(line))
+        except ValueError:
+            pass  # the service was ended within a line
+        finally:
+            made.put(None)
 
     threading.Thread(target=read, name="commands", daemon=True).start()
     return made
@@ -77,15 +82,15 @@ def keep_saying_alive(events: Events, hangs: Callable[[], str] = str) -> None:
     over = threading.Event()
 
     def run() -> None:
-        try:
-            while not over.wait(_ALIVE):
-                why = hangs()
-                if why:
+        while not over.wait(_ALIVE):
+            why = hangs()
+            if why:
+                try:
                     events.fatal(why)
+                finally:
                     os._exit(1)
+            with contextlib.suppress(OSError):  # the service is gone: commands end too, unless this process hangs
                 events.send({"alive": True})
-        except OSError:
-            return  # the service is gone
 
     threading.Thread(target=run, name="alive", daemon=True).start()
 
