@@ -127,9 +127,11 @@ def generation_config(config: dict[str, Any]) -> Any:
             made.top_k = config["top_k"]
         # Without a seed the engine would use the same one for every request.
         made.rng_seed = secrets.randbits(32) if config["seed"] is None else config["seed"] % 2**32
-    if config["stop_words"]:
-        # The text is cut by the service, the same for every engine; here they only save steps.
-        made.stop_strings = set(config["stop_words"])
+    # The text is cut by the service, the same for every engine; here they only save steps. Of one that ends in a space
+    # or a line end the engine leaves that off, and what is left the service would not know as a stop word.
+    words = {word for word in config["stop_words"] if word == word.rstrip(" \n")}
+    if words:
+        made.stop_strings = words
         made.include_stop_str_in_output = True
     return made
 
