@@ -1,11 +1,11 @@
-"""How much of a prompt the local engine computes again: turn by turn, with and without passages, and after a drop.
+"""How much of a prompt an engine computes again: turn by turn, with and without passages, and after a drop.
 
-    python benchmarks/prefix.py [--turns 24] [--json]
+    python benchmarks/prefix.py [--engine transformers] [--turns 24] [--json]
 
-The pipeline does not say how many tokens it took from its cache. So it is given steps of 8 tokens, and the steps until
-an answer's first token are counted: what is computed is known to within 8. Seconds are processor time to the first
-token of a pipeline with its usual steps. Cold is the same prompt without a prefix cache. Run it from the root of a
-checkout.
+The pipeline of `local` does not say how many tokens it took from its cache. So it is given steps of 8 tokens, and the
+steps until an answer's first token are counted: what is computed is known to within 8. The scheduler of `transformers`
+counts what it reads. Seconds are processor time to the first token with the usual steps. Cold is the same prompt
+without a prefix cache. Run it from the root of a checkout.
 """
 
 import argparse
@@ -23,6 +23,8 @@ import openvino_genai
 
 from chatkit.evaluation.report import Report
 from chatkit.models import local, sources
+from chatkit.models.chat_convert import dequantized
+from chatkit.models.engine import EngineModel
 from chatkit.models.gguf import converted
 from chatkit.prompts import Prompt, build_prompt
 from chatkit.settings import load_settings
@@ -52,8 +54,18 @@ class Kind:
 KINDS = (Kind("plain", 0, 8192), Kind("passages", 3, 8192), Kind("cut", 0, 1024))
 
 
-class Engine:
-    """A pipeline that tells what the first token of an answer took."""
+@dataclass(frozen=True)
+class Taken:
+    """What an answer took: its tokens, those of the prompt that were computed, processor seconds to the first token."""
+
+    answer: list[int]
+    computed: int
+    warm: float
+    cold: float
+
+
+class Pipeline:
+    """An OpenVINO pipeline that tells what the first token of an answer took."""
 
     def __init__(self, folder: Path, *, step: int, cached: bool) -> None:
         scheduler = openvino_genai.SchedulerConfig()
@@ -82,28 +94,87 @@ class Engine:
         return [token for part in handle.read_all() for token in part.generated_ids], steps, seconds
 
 
-class Bench:
-    """The three pipelines and the model's own words."""
+class Local:
+    """The engine `local`: a pipeline with short steps to count by, one as it is, one without the cache."""
 
-    def __init__(self) -> None:
-        settings = load_settings()
-        file = sources.resolve("default", models_dir=settings.models, role="chat")
-        folder, facts = converted(file, cache=sources.derived_dir(file, models_dir=settings.models))
-        self.model = local.LocalModel(facts, folder, local.LocalOptions())  # never started: only its words
-        self._counting = Engine(folder, step=STEP, cached=True)
-        self._warm = Engine(folder, step=256, cached=True)
-        self._cold = Engine(folder, step=256, cached=False)
+    def __init__(self, file: Path, cache: Path) -> None:
+        folder, facts = converted(file, cache=cache)
+        self.model: EngineModel = local.LocalModel(facts, folder, local.LocalOptions())  # never started: only its words
+        self._counting = Pipeline(folder, step=STEP, cached=True)
+        self._warm = Pipeline(folder, step=256, cached=True)
+        self._cold = Pipeline(folder, step=256, cached=False)
 
-    def turn(self, prompt: Prompt) -> tuple[str, dict[str, Any]]:
-        """Answer a prompt in all three; return the answer and what it took."""
-        ids = self.model.tokenizer.encode(prompt.text, add_special_tokens=False).ids
+    def take(self, ids: list[int]) -> Taken:
+        """Answer a prompt in all three."""
         answer, steps, _ = self._counting.answer(ids)
         _, _, warm = self._warm.answer(ids)
         _, _, cold = self._cold.answer(ids)
-        computed = min(steps * STEP, len(ids))
-        row = {"prompt_tokens": len(ids), "computed_tokens": computed, "share": round(computed / len(ids), 3)}
-        row |= {"cpu_s": round(warm, 3), "cold_cpu_s": round(cold, 3), "dropped_turns": prompt.dropped_turns}
-        return self.model.tokenizer.decode(answer), row
+        return Taken(answer, min(steps * STEP, len(ids)), warm, cold)
+
+
+class Transformers:
+    """The engine `transformers`: its scheduler with and without kept rows, on one model."""
+
+    def __init__(self, file: Path, cache: Path) -> None:
+        from chatkit.models import chat, chat_load, chat_runner, chat_scheduler
+
+        options = chat.ChatOptions()
+        self.model: EngineModel = chat.open_chat(file, cache=cache, options=options, name="prefix")  # never started
+        loaded = chat_load.load_model(dequantized(file, cache=cache), chat_load.LoadOptions())
+        self._events: list[dict[str, Any]] = []
+        self._numbers = itertools.count()
+        self._sides = []
+        for keep in (True, False):
+            runner = chat_runner.Runner(loaded)
+            runner.check()
+            limits = chat_scheduler.Limits(
+                65536, self.model.context_window, max_running=1, piece=256, keep_prefixes=keep
+            )
+            scheduler = chat_scheduler.Scheduler(runner, self.model.tokenizer, limits, self._events.append)
+            self._sides.append(scheduler)
+            self._answer(scheduler, [1, 2, 3], 1)  # torch sets itself up in the first step
+
+    def take(self, ids: list[int]) -> Taken:
+        """Answer a prompt with kept rows, and read it without."""
+        answer, computed, warm = self._answer(self._sides[0], ids, ANSWER)
+        _, _, cold = self._answer(self._sides[1], ids, 1)
+        return Taken(answer, computed, warm, cold)
+
+    def _answer(self, scheduler: Any, ids: list[int], tokens: int) -> tuple[list[int], int, float]:
+        """Return the answer, the prompt's tokens that were read, and the processor seconds to the first token."""
+        config = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0, "seed": None}
+        config |= {"max_new_tokens": tokens, "stop_words": [], "eos_ids": []}
+        self._events.clear()
+        began, seconds = time.process_time(), 0.0
+        scheduler.apply({"add": next(self._numbers), "ids": ids, "config": config})
+        while not scheduler.idle:
+            scheduler.work()
+            if not seconds and any(event["step"] for event in self._events):
+                seconds = time.process_time() - began
+        answer = [token for event in self._events for row in event["step"] for token in row[1]]
+        return answer, sum(event["read"] for event in self._events), seconds
+
+
+SIDES = {"local": Local, "transformers": Transformers}
+
+
+class Bench:
+    """Conversations with one engine."""
+
+    def __init__(self, engine: str) -> None:
+        settings = load_settings()
+        file = sources.resolve("default", models_dir=settings.models, role="chat")
+        self._side = SIDES[engine](file, sources.derived_dir(file, models_dir=settings.models))
+        self.model = self._side.model
+
+    def turn(self, prompt: Prompt) -> tuple[str, dict[str, Any]]:
+        """Answer a prompt; return the answer and what it took."""
+        ids = self.model.tokenizer.encode(prompt.text, add_special_tokens=False).ids
+        taken = self._side.take(ids)
+        row = {"prompt_tokens": len(ids), "computed_tokens": taken.computed}
+        row |= {"share": round(taken.computed / len(ids), 3), "cpu_s": round(taken.warm, 3)}
+        row |= {"cold_cpu_s": round(taken.cold, 3), "dropped_turns": prompt.dropped_turns}
+        return self.model.tokenizer.decode(taken.answer), row
 
     def text(self, source: random.Random, tokens: int) -> str:
         """Return words of that many tokens."""
@@ -134,9 +205,9 @@ class Bench:
         return rows
 
 
-def measure(turns: int) -> Report:
+def measure(engine: str, turns: int) -> Report:
     """Hold a conversation of every kind."""
-    bench = Bench()
+    bench = Bench(engine)
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         rows += bench.conversation(kind, turns)
@@ -154,13 +225,15 @@ def measure(turns: int) -> Report:
             break
     shares = [row["share"] for row in cut[10:]]
     figures["cut.mean_share"] = round(sum(shares) / len(shares), 3)
-    return Report("prefix", {"turns": turns, "answer": ANSWER, "question": QUESTION, "passage": PASSAGE}, figures, rows)
+    settings = {"engine": engine, "turns": turns, "answer": ANSWER, "question": QUESTION, "passage": PASSAGE}
+    return Report("prefix", settings, figures, rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Measure what the prefix cache spares.")
+    parser.add_argument("--engine", choices=SIDES, default="local")
     parser.add_argument("--turns", type=int, default=24)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    report = measure(max(12, arguments.turns))
+    report = measure(arguments.engine, max(12, arguments.turns))
     print(report.as_json() if arguments.json else report.as_table())
