@@ -79,7 +79,7 @@ class OpenChatKitService:
         self._planner.validate(request)
         patient = patient and request.history is None
         key = (request.owner, request.request_id)
-        what = (request.session_id, request.text, request.instructions, request.history)
+        what = (request.session_id, request.text, request.instructions, request.history, request.replaces)
         live = self.turns.find(key)
         if live is None:
             return self.turns.start(key, lambda live: self._turn(request, live), what=what, patient=patient)

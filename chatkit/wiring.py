@@ -88,16 +88,19 @@ def open_store(settings: Settings) -> Store:
     if settings.store == "memory":
         from chatkit.testing import MemoryStore
 
-        return MemoryStore()
+        return MemoryStore(retention_s=settings.retention_s)
     if settings.store == "dynamodb":
         from chatkit.sessions.dynamodb import DynamoDBStore
 
         return DynamoDBStore(
-            settings.dynamodb_table, region=settings.dynamodb_region, endpoint=settings.dynamodb_endpoint
+            settings.dynamodb_table,
+            region=settings.dynamodb_region,
+            endpoint=settings.dynamodb_endpoint,
+            retention_s=settings.retention_s,
         )
     from chatkit.sessions.sqlite import SQLiteStore
 
-    return SQLiteStore(settings.database)
+    return SQLiteStore(settings.database, retention_s=settings.retention_s)
 
 
 def create_table(settings: Settings) -> bool:

@@ -37,6 +37,7 @@ LAYERS = {
     "chatkit.retrieval": 3,
     "chatkit.sessions": 3,
     "chatkit.settings": 4,
+    "chatkit.setting_checks": 4,
     "chatkit.engines": 4,
     "chatkit.wiring": 4,
     "chatkit.blocking": 4,

@@ -42,6 +42,7 @@ class _Parameters(BaseModel):
     repetition_penalty: float | None = None
     seed: bodies.Whole | None = None
     stop: list[str] | None = None
+    replaces: bodies.Whole | None = None
 
 
 class _Body(BaseModel):
@@ -70,6 +71,7 @@ class Invocation:
             owner=owner,
             session_id=given.session_id,
             client_request_id=given.request_id is not None,
+            replaces=given.replaces,
             sampling=SamplingParams(max_new_tokens=tokens, stop_words=tuple(given.stop or ()), **sampling),
             retrieval=RetrievalOptions(
                 enabled=not given.no_retrieval, k=defaults.k if given.k is None else given.k, index=given.index
@@ -91,6 +93,7 @@ def answer(reply: Reply) -> dict[str, Any]:
         "outputs": reply.text,
         "session_id": reply.session_id,
         "request_id": reply.request_id,
+        "seq": reply.seq,
         "finish_reason": reply.finish_reason,
         "moderation": {
             "flagged": reply.finish_reason == "content_filter",
