@@ -37,6 +37,19 @@ _LONGEST_CURSOR = 2048
 _LATEST = 1e11
 
 
+class OtherMessage(Conflict):
+    """A request id was used for another message, as far as texts can be compared in the form that is stored.
+
+    Attributes:
+        session_id, item: where it was used, and the turn's item there.
+    """
+
+    def __init__(self, request_id: str, session_id: str, item: dict[str, Any]) -> None:
+        super().__init__(f"request_id {request_id!r} was used for another message; send a new one")
+        self.session_id = session_id
+        self.item = item
+
+
 def session_key(owner: Owner, session_id: str) -> str:
     """Return the partition of a session."""
     return f"{owner_key(owner)}#S#{quote(session_id, safe='')}"
@@ -168,9 +181,13 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
 
 def _reference(passage: Passage) -> list[Any]:
     """Return what is stored of a passage: where it is, and the hash of its text in place of the text."""
-    digest = passage.text_hash or hashlib.sha256(passage.text.encode()).hexdigest()[:16]
     place = [passage.id, passage.title, passage.source, passage.section, passage.start, passage.end]
-    return [*place, round(passage.score, 4), digest]
+    return [*place, round(passage.score, 4), text_hash(passage)]
+
+
+def text_hash(passage: Passage) -> str:
+    """Return the hash that stands for the text of a passage."""
+    return passage.text_hash or hashlib.sha256(passage.text.encode()).hexdigest()[:16]
 
 
 def _passage(row: list[Any]) -> Passage:
@@ -288,13 +305,13 @@ def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) ->
     """Refuse a request id that was used for another message or session.
 
     Raises:
-        Conflict: naming the id.
+        OtherMessage: naming the id.
     """
     same_session = turn.opens_session or turn.session_id == session_id
     same_text = not found["user"] or found["user"] == turn.user  # of a blocked one only the length is known
     same_place = found.get("replaces") == turn.replaces
     if not (same_session and same_text and same_place and found["user_length"] == turn.user_length):
-        raise Conflict(f"request_id {turn.request_id!r} was used for another message; send a new one")
+        raise OtherMessage(turn.request_id, session_id, found)
 
 
 def head_of(partition: str, item: dict[str, Any]) -> SessionHead:
