@@ -8,9 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpx
 import pytest
 
 from chatkit import wiring
@@ -22,6 +20,7 @@ from chatkit.sessions.table import Table
 from chatkit.settings import load_settings
 from chatkit.types import Owner, Passage, Usage
 from tests import ministack
+from tests.faults.proxy import Proxy, operation_of, refusal
 
 pytestmark = pytest.mark.anyio
 OWNER = Owner()
@@ -45,55 +44,9 @@ def calls(store) -> Counter:
     """Count the requests that leave for the server, re-sent ones too."""
     sent: Counter = Counter()
     store._table.client.meta.events.register(
-        "before-send.dynamodb.*", lambda request, **_: sent.update([_operation(request.headers)])
+        "before-send.dynamodb.*", lambda request, **_: sent.update([operation_of(request.headers)])
     )
     return sent
-
-
-class Proxy:
-    """Stands between the store and the server; `meddle(operation, forward)` returns (status, body) for each request.
-
-    Returning None closes the connection without an answer.
-    """
-
-    def __init__(self, address: str) -> None:
-        self.meddle = lambda operation, forward: forward()
-        self._client = httpx.Client(base_url=address)
-        proxy = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                kept = {k: v for k, v in self.headers.items() if k.lower() != "host"}
-
-                def forward() -> tuple[int, bytes]:
-                    answer = proxy._client.post("/", content=body, headers=kept)
-                    return answer.status_code, answer.content
-
-                answer = proxy.meddle(_operation(self.headers), forward)
-                self.close_connection = answer is None
-                if answer is not None:
-                    self.send_response(answer[0])
-                    self.send_header("content-type", "application/x-amz-json-1.0")
-                    self.send_header("content-length", str(len(answer[1])))
-                    self.end_headers()
-                    self.wfile.write(answer[1])
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-        self._client.close()
 
 
 @pytest.fixture
@@ -108,15 +61,6 @@ def proxied(proxy, table):
     opened = DynamoDBStore(table, endpoint=proxy.address)
     yield opened
     opened.close()
-
-
-def _operation(headers) -> str:
-    name = headers["X-Amz-Target"]
-    return (name.decode() if isinstance(name, bytes) else name).rpartition(".")[2]
-
-
-def refusal(code: str, **more: object) -> tuple[int, bytes]:
-    return 400, json.dumps({"__type": f"com.amazonaws.dynamodb.v20120810#{code}", "message": "no", **more}).encode()
 
 
 def new(number=1, text="Hello", session_id="my-session", after=0, **more) -> NewTurn:
