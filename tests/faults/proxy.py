@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -103,7 +104,9 @@ class Faults:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request, client_address) -> None:
-        """Say nothing: whoever was answered too late has hung up."""
+        """Say nothing of whoever was answered too late and has hung up."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Proxy:
@@ -118,7 +121,9 @@ class Proxy:
     def __init__(self, address: str) -> None:
         self.meddle: Callable[[str, Callable[[], Answer]], Answer] = lambda operation, forward: forward()
         self.faults = Faults()
-        self._client = httpx.Client(base_url=address, limits=httpx.Limits(max_connections=None), timeout=30)
+        # A connection that the server closes while it is idle would be one more lost answer, planned by nobody.
+        unkept = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self._client = httpx.Client(base_url=address, limits=unkept, timeout=30)
         self._ending = threading.Event()
         proxy = self
 
