@@ -28,6 +28,7 @@ LAYERS = {
     "chatkit.prompts": 1,
     "chatkit.stopping": 1,
     "chatkit.release": 1,
+    "chatkit.session_lines": 1,
     "chatkit.turns": 1,
     "chatkit.unstored": 1,
     "chatkit.planning": 2,
