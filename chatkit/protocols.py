@@ -356,3 +356,7 @@ class SessionArchive(Protocol):
             StoreFailed: the store did not acknowledge.
         """
         ...
+
+
+class SessionStore(TurnStore, SessionArchive, Protocol):
+    """What every store is: where turns live, and what reads and removes whole sessions."""

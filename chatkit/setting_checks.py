@@ -19,6 +19,8 @@ TABLE_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
 UPSTREAM_FIELDS = ("top_k", "repetition_penalty", "repeat_penalty", "max_completion_tokens")
 _ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+# What KMS takes as a key: Decrypt, "KeyId", in its API reference.
+_SESSION_KEYS = re.compile(r"file:[^\0]+|kms:[A-Za-z0-9:/_-]{1,2048}")
 _OWN_HEADERS = ("authorization", "host", "content-length", "content-type", "transfer-encoding", "connection", "accept")
 
 
@@ -47,6 +49,23 @@ def check_address(name: str, url: str, example: str) -> None:
     shown = url if "@" not in url else "an address with a name or key in it"
     ok = _ADDRESS.fullmatch(url) is not None
     require(ok, name, shown, f"an address that starts http:// or https://, e.g. {example}")
+
+
+def check_keys(settings: "Settings") -> None:
+    """Check that one thing alone says who may call."""
+    file, key = settings.keys_file, settings.api_key
+    require(file is None or key is None, "keys_file", str(file), "nothing where api_key is set, or it alone")
+    asks = file is not None or key is not None
+    require(not (settings.sagemaker and asks), "sagemaker", True, "no api_key and no keys_file, for it asks for no key")
+
+
+def check_session_keys(settings: "Settings") -> None:
+    """Check that what encrypts the keys of sessions is named in one of its two forms."""
+    named, table = settings.session_keys, settings.dynamodb_table
+    ok = named == "" or _SESSION_KEYS.fullmatch(named) is not None
+    require(ok, "session_keys", named, "file:PATH, kms: with the id, alias or ARN of a key, or nothing")
+    short = not named or len(table) <= 250
+    require(short, "dynamodb_table", table, "at most 250 characters, for the table of its keys ends in -keys")
 
 
 def check_upstream(settings: "Settings") -> None:

@@ -16,6 +16,8 @@ from chatkit.setting_checks import (
     TABLE_NAME,
     Secret,
     check_address,
+    check_keys,
+    check_session_keys,
     check_upstream,
     key_in,
     require,
@@ -139,6 +141,10 @@ class Settings:
     dynamodb_table: str = _setting("chatkit", "Name of the DynamoDB table.")
     dynamodb_region: str = _setting("", "AWS region of the table; empty takes what the AWS settings say.")
     dynamodb_endpoint: str = _setting("", "Address of DynamoDB Local or another server; empty for AWS.")
+    dynamodb_create_table: bool = _setting(
+        False,
+        "Make the table when it is opened and not there; for development, a service's role should not be able to.",
+    )
 
     policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")
     gate: Literal["check_first", "stream_first", "final_only"] = _setting(
@@ -178,8 +184,7 @@ class Settings:
         require(0 <= self.retention_days <= 36500, "retention_days", self.retention_days, "a number from 0 to 36500")
         lasting = self.store == "dynamodb" or self.allow_local_store or not self.sagemaker
         require(lasting, "store", self.store, "dynamodb in SageMaker mode, or allow_local_store with it")
-        alone = self.keys_file is None or self.api_key is None
-        require(alone, "keys_file", self.keys_file and str(self.keys_file), "nothing where api_key is set, or it alone")
+        check_keys(self)
         require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
         require(not set(self.index) & set("/\\\0"), "index", self.index, "a name without slashes")
         require(self.index not in (".", ".."), "index", self.index, "a name")
@@ -189,6 +194,7 @@ class Settings:
             self.dynamodb_table,
             "3 to 255 letters, digits, '.', '_' or '-'",
         )
+        check_session_keys(self)
         if self.dynamodb_endpoint:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
         require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
@@ -232,6 +238,16 @@ class Settings:
     def database(self) -> Path:
         """The SQLite session store."""
         return self.home / "sessions.sqlite3"
+
+    @property
+    def key_database(self) -> Path:
+        """The keys of sessions in SQLite, apart from their text so that a copy of one lacks the other."""
+        return self.home / "session-keys.sqlite3"
+
+    @property
+    def key_table(self) -> str:
+        """The keys of sessions in DynamoDB."""
+        return f"{self.dynamodb_table}-keys"
 
 
 def _names_in(text: str) -> tuple[str, ...]:

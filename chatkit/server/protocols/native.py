@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from chatkit.errors import ChatkitError
+from chatkit.server.callers import Caller
 from chatkit.server.protocols import Defaults, bodies
 from chatkit.server.sse import JSON_LINES, SSE, frame
 from chatkit.service import new_request_id
@@ -14,7 +15,6 @@ from chatkit.types import (
     Error,
     Event,
     ModerationResult,
-    Owner,
     Passage,
     Replace,
     Reply,
@@ -43,6 +43,7 @@ class _Parameters(BaseModel):
     seed: bodies.Whole | None = None
     stop: list[str] | None = None
     replaces: bodies.Whole | None = None
+    user: str | None = None
 
 
 class _Body(BaseModel):
@@ -56,7 +57,7 @@ class _Body(BaseModel):
 class Invocation:
     """One call of this door; see `protocols.Call`."""
 
-    def __init__(self, raw: bytes, owner: Owner, headers: Mapping[str, str], defaults: Defaults) -> None:
+    def __init__(self, raw: bytes, caller: Caller, headers: Mapping[str, str], defaults: Defaults) -> None:
         body = bodies.read(raw, _Body, example='{"inputs": "Hello"}')
         given = body.parameters
         self.stream = body.stream or given.stream
@@ -68,7 +69,7 @@ class Invocation:
         self.request = ChatRequest(
             text=body.inputs,
             request_id=new_request_id() if given.request_id is None else given.request_id,
-            owner=owner,
+            owner=caller.acting_for(given.user, "parameters.user").owner,
             session_id=given.session_id,
             client_request_id=given.request_id is not None,
             replaces=given.replaces,
