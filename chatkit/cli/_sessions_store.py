@@ -64,6 +64,10 @@ async def _awaited(work: Awaitable[T]) -> T:
 def _owner(settings: Settings, *, tenant: str | None, user: str | None) -> Owner:
     """Return whose sessions are meant: those of the callers that a service with these settings has, unless named."""
     own = Owner.behind(settings.api_key)
+    if user is None and settings.keys_file is not None:
+        raise ConfigError(
+            f"keys_file {str(settings.keys_file)!r} has several owners; say whose with --user, and --tenant"
+        )
     for name, value in (("--tenant", tenant), ("--user", user)):
         if value is not None and not (1 <= len(value) <= _LONGEST_NAME and value.isprintable()):
             raise InvalidRequest(

@@ -2,7 +2,10 @@
 
 import hashlib
 import logging
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -145,3 +148,35 @@ def test_the_file_in_the_docs_is_one(keys) -> None:
     owners = [caller.owner for _, caller in read_keys(keys(example))]
     assert [(owner.tenant, owner.user) for owner in owners][:2] == [("default", "alice"), ("acme", "bob")]
     assert len(owners) == 4
+
+
+def chatkit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "chatkit", *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_serve_with_a_wrong_file_ends_with_one_line_that_names_the_entry(keys) -> None:
+    file = keys(f'[[key]]\nkey = "{KEY}"\nscope = ["chat"]')
+    done = chatkit("serve", "--host", "0.0.0.0", "--port", "0", "--keys-file", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1] == (
+        f"error: key 1 of {str(file)!r} has the unknown field 'scope', "
+        "expected fields of key, sha256, user, tenant, scopes"
+    )
+    assert "Traceback" not in done.stderr
+    assert KEY not in done.stderr
+
+
+def test_the_commands_ask_which_of_the_owners_is_meant(keys, tmp_path) -> None:
+    file = keys(f'[[key]]\nkey = "{KEY}"\nuser = "alice"')
+    done = chatkit("sessions", "list", CHATKIT_KEYS_FILE=str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: keys_file {str(file)!r} has several owners; say whose with --user, and --tenant\n"
+    named = chatkit("sessions", "list", "--user", "alice", "--json", CHATKIT_KEYS_FILE=str(file))
+    assert (named.returncode, named.stdout) == (0, '{"sessions": [], "cursor": null}\n')
