@@ -57,7 +57,8 @@ async def _look_at(store: "Store", owner: Owner, head: "SessionHead", looked: Lo
         looked.problems.append(f"{named} cannot be read: {error}")
     else:
         last = max([head.turns, *found])  # there may be more by now than when it was listed
-        if missing := sorted({*range(1, last + 1)} - {*found}):
+        known = any(repr(head.session_id) in problem for problem in looked.problems)  # the store has said it itself
+        if not known and (missing := sorted({*range(1, last + 1)} - {*found})):
             looked.problems.append(f"{named}: {_numbers(missing)} of its {last} turns cannot be read")
     looked.sessions += 1
     looked.turns += len(found)

@@ -1,9 +1,13 @@
 """`chatkit sessions import`: lines of an export gathered to sessions, each written once all of its lines are there."""
 
+import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, Literal
+
+import click
 
 from chatkit.cli._sessions_store import turns_of
 from chatkit.errors import ChatkitError, Conflict, InvalidRequest, NotFound
@@ -87,6 +91,26 @@ class _Gathered:
         return self
 
 
+@contextmanager
+def opened(names: Sequence[str]) -> Iterator[dict[str, BinaryIO]]:
+    """Open every file before anything is written, `-` being standard input; closed with the block.
+
+    Raises:
+        BadParameter: one cannot be opened.
+    """
+    with ExitStack() as stack:
+        files: dict[str, BinaryIO] = {}
+        for name in names:
+            try:
+                if name == "-":
+                    files["standard input"] = sys.stdin.buffer
+                else:
+                    files[name] = stack.enter_context(open(name, "rb"))
+            except OSError as error:
+                raise click.BadParameter(f"{name!r}: {error.strerror}.") from None
+        yield files
+
+
 async def import_file(
     store: "Store", owner: Owner, name: str, file: BinaryIO, *, skip_existing: bool
 ) -> AsyncIterator[Row]:
@@ -102,7 +126,8 @@ async def import_file(
     """
     for gathered in _gather(name, file):
         session_id, turns = gathered.session_id, gathered.turns
-        skipped, error = "", None
+        skipped = ""
+        error: ChatkitError | None = None
         if gathered.wrong or session_id is None:
             error = InvalidRequest(f"{name}, {gathered.wrong}")
         elif gathered.expires_at is not None and gathered.expires_at <= time.time():

@@ -1,5 +1,6 @@
 """`chatkit sessions`: what is stored, read, moved and removed by whoever keeps the store."""
 
+import logging
 import math
 import sys
 import time
@@ -160,12 +161,12 @@ async def _write(store: "Store", owner: Owner, session_id: str, least: int = 0) 
 
 
 @sessions.command("import")
-@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.File("rb"))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(allow_dash=True))
 @click.option("--skip-existing", is_flag=True, help="Leave sessions as they are that are there already.")
 @json_option
 @owned
 def import_(
-    files: tuple[Any, ...],
+    files: tuple[str, ...],
     skip_existing: bool,
     as_json: bool,
     config: str | None,
@@ -181,21 +182,21 @@ def import_(
     chatkit sessions import turns.jsonl
     chatkit sessions export --all | chatkit sessions import - --store dynamodb --skip-existing
     """
+    from chatkit.cli._sessions_import import import_file, opened
+
     rows: list[Row] = []
-
-    async def write(store: "Store", owner: Owner) -> None:
-        from chatkit.cli._sessions_import import import_file
-
-        for file in files:
-            name = "standard input" if file.name in ("-", "<stdin>") else file.name
-            async for row in import_file(store, owner, name, file, skip_existing=skip_existing):
-                rows.append(row)
-                if not as_json:
-                    click.echo(_row_line(row), err=row.status == "refused")
-
     broken_off = None
     try:
-        with_store(config, flags, whose, write)
+        with opened(files) as named:
+
+            async def write(store: "Store", owner: Owner) -> None:
+                for name, file in named.items():
+                    async for row in import_file(store, owner, name, file, skip_existing=skip_existing):
+                        rows.append(row)
+                        if not as_json:
+                            click.echo(_row_line(row), err=row.status == "refused")
+
+            with_store(config, flags, whose, write)
     except ChatkitError as error:
         if not rows:
             raise
@@ -240,6 +241,7 @@ def check(as_json: bool, config: str | None, flags: dict[str, Any], **whose: str
     """
     from chatkit.cli._sessions_check import look_through
 
+    logging.getLogger("chatkit.sessions").setLevel(logging.CRITICAL)  # what it would report is in the result
     looked = with_store(config, flags, whose, look_through)
     if as_json:
         click.echo(json_line(asdict(looked)))

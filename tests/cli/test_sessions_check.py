@@ -8,6 +8,8 @@ from chatkit.sessions import items
 from chatkit.types import Owner
 from tests.cli.places import Place, talk, talk_of_everything
 
+# The turns of each session that hold what is damaged.
+DAMAGED = {"session-of-all": (2, 5), "session-2": (2, 4, 5)}
 REPAIR = "what can be read: chatkit sessions export --all > FILE; "
 
 
@@ -38,14 +40,14 @@ def test_a_damaged_turn_is_named_and_the_rest_can_still_be_exported(request, tmp
     place.run(fill)
     for number in (2, 4, 5):
         damage(place, f"question {number} of anonymous")
+    where = "session {!r} of owner T#default#U#anonymous cannot be read"
+    damaged = [f"turn {seq} of " + where.format(name) for name, seqs in DAMAGED.items() for seq in seqs]
     done = place.chatkit("check")
     assert done.returncode == 1
-    assert "session 'session-2': 2, 4 to 5 of its 6 turns cannot be read" in done.stdout.strip("\n").split("\n")
-    assert done.stdout.strip("\n").split("\n")[-1].startswith("sessions 2, turns ")
-    assert REPAIR in done.stderr
+    assert done.stdout.splitlines() == [*damaged, "sessions 2, turns 7, problems 5"]
+    assert done.stderr.startswith(REPAIR)
     told = place.chatkit("check", "--json")
-    assert told.returncode == 1
-    assert "session 'session-2': 2, 4 to 5 of its 6 turns cannot be read" in json.loads(told.stdout)["problems"]
+    assert (told.returncode, json.loads(told.stdout)["problems"]) == (1, damaged)
 
     exported = place.chatkit("export", "session-2", "session-of-all")
     assert exported.returncode == 1
