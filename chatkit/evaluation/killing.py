@@ -237,7 +237,7 @@ def _receive(connection: http.client.HTTPConnection) -> Mapping[str, Any]:
     told: dict[str, Any] | None = None
     try:
         response = connection.getresponse()
-        for line in response:
+        for line in response if response.chunked else [response.read()]:  # a whole answer is one line
             event = json.loads(line)
             if event.get("event") in (None, "done", "error"):
                 told = event
@@ -277,7 +277,7 @@ def kill_again_and_again(
                 dying = line.down()
                 killed_at = server.kill()
                 rows.append((after_s, ledger.acknowledged - before, dying, killed_at))
-                if number % max(1, bench.kills // 10) == 0:
+                if number % max(1, bench.kills // 10) == 0 or number == bench.kills:
                     progress(f"{number} of {bench.kills} kills, {ledger.acknowledged} turns acknowledged")
             progress("the last unanswered requests are sent again …")
             line.last_call = time.monotonic()

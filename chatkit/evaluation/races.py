@@ -24,7 +24,7 @@ _PROGRAM = ("-m", "chatkit.evaluation.races")
 # A writer gives a request up after this long; a taken-over turn waits for a lease of 15 s. Seconds.
 _PATIENCE = 120.0
 # The longest that an answer takes to be made. Seconds.
-_ANSWER_S = 0.005
+_ANSWER_S = 0.02
 # Between two looks at a request that somebody else is answering. Seconds.
 _PAUSE = 0.01
 

@@ -117,7 +117,7 @@ def bench_races(settings: Settings, bench: RaceBench, progress: Progress) -> Ver
 def _hand_overs(prefix: str, turns: Sequence[Turn]) -> int:
     """Return how often the next turn is of another process; with none they did not race."""
     processes = [turn.request_id.removeprefix(f"{prefix}-").partition("-")[0] for turn in turns]
-    return sum(one != other for one, other in itertools.pairwise(processes))
+    return sum(one != other for one, other in itertools.pairwise(name for name in processes if name != "shared"))
 
 
 def _any_wrong(row: Mapping[str, Any]) -> bool:

@@ -65,9 +65,7 @@ def test_a_server_that_does_not_come_up_is_named_with_its_last_words(request) ->
 
 
 def test_a_server_that_ends_by_itself_is_no_kill(tmp_path) -> None:
-    told = (
-        "import os, sys; sys.stdin.readline(); print('ready', os.getpid(), 1, flush=True); print('ended 0', flush=True)"
-    )
+    told = "import os, sys; sys.stdin.readline(); print('ready', os.getpid(), '1\\nended 0', flush=True)"
     server = scripted.ScriptedServer(tmp_path, {}, program=("-c", f"{told}; sys.stdin.readline()"))
     try:
         assert server.start() == ("127.0.0.1", 1)
