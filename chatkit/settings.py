@@ -142,8 +142,7 @@ class Settings:
     dynamodb_region: str = _setting("", "AWS region of the table; empty takes what the AWS settings say.")
     dynamodb_endpoint: str = _setting("", "Address of DynamoDB Local or another server; empty for AWS.")
     dynamodb_create_table: bool = _setting(
-        False,
-        "Make the table when it is opened and not there; for development, a service's role should not be able to.",
+        False, "Create the table where it is missing when it is opened; for development, where a role may do that."
     )
 
     policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")

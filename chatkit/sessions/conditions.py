@@ -6,7 +6,7 @@ gone while the rest still lies there, and a session of the same name may be open
 
 import math
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from chatkit.errors import NotFound, StoreFailed
 from chatkit.sessions import items, records
@@ -51,7 +51,7 @@ def is_gone(item: Item, now: float) -> bool:
 def ends_of(item: Item) -> float:
     """Return when an item ends; never where that is not said, or is no number."""
     ends = item.get("expires_at")
-    return float(ends) if _is_number(ends) else math.inf
+    return ends if _is_number(ends) else math.inf
 
 
 def head_in(item: Item) -> Head:
@@ -110,5 +110,5 @@ def being_changed(session_id: str, state: Any) -> NotFound:
     return NotFound(f"session {session_id!r} is being {work}; name another one, or have it {work} again if that failed")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float)

@@ -52,7 +52,7 @@ class Archive:
         asked: dict[str, Any] = {"Limit": page, "IndexName": INDEX, "ScanIndexForward": False}
         asked |= expressions(keys="#owner = :owner", owner=items.owner_key(owner))
         if start is not None:
-            last = {"pk": items.session_key(owner, start[1]), "sk": items.META}
+            last: Item = {"pk": items.session_key(owner, start[1]), "sk": items.META}
             last |= {"owner": items.owner_key(owner), "created_at": start[0]}
             asked["ExclusiveStartKey"] = encode_item(last)
         rows = self._table.query(budget, **asked)
