@@ -201,6 +201,12 @@ class EncryptedStore:
         if (await self._run(self._keys.fresh, owner, session_id))[0] != kept:
             raise Conflict(f"session {session_id!r} was removed while it was restored; restore it again")
 
+    async def check(self) -> tuple[str, ...]:
+        """Return what the other store finds wrong with its file; nothing where it has none."""
+        check = getattr(self._store, "check", None)
+        found: tuple[str, ...] = () if check is None else await check()
+        return found
+
     def close(self) -> None:
         """Wait for what runs and close the store and the keys."""
         self._executor.shutdown()

@@ -24,10 +24,12 @@ class Place:
 
     Attributes:
         flags: what names it on the command line.
+        keys: the setting `session_keys` of the command, empty for none.
     """
 
-    def __init__(self, kind: str, request: Any, folder: Any) -> None:
+    def __init__(self, kind: str, request: Any, folder: Any, keys: str = "") -> None:
         self._kind = kind
+        self.keys = keys
         if kind == "dynamodb":
             self.address = request.getfixturevalue("dynamodb")
             self.table = ministack.new_table(self.address)
@@ -66,7 +68,7 @@ class Place:
         """Run `chatkit sessions` on this place."""
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", "chatkit", "sessions", *arguments, *self.flags],
-            env=os.environ,
+            env={**os.environ, "CHATKIT_SESSION_KEYS": self.keys},
             input=b"" if given is None else given,
             capture_output=True,
             timeout=120,

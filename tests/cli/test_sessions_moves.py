@@ -1,7 +1,11 @@
 """`chatkit sessions export` and `import`: a session goes from one store to another whole, or not at all."""
 
 import asyncio
+import base64
 import json
+import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -232,3 +236,47 @@ def test_a_turn_that_is_being_answered_is_exported_as_that_and_imported_once_it_
     assert exported.stderr == ""
     assert there.chatkit("import", "-", given=exported.stdout.encode()).returncode == 0
     assert there.turns(Owner(), "session-1") == file.turns(Owner(), "session-1")
+
+
+def test_an_encrypted_store_takes_an_export_and_gives_it_back(request, tmp_path, file) -> None:
+    key = tmp_path / "master.key"
+    key.write_text(base64.b64encode(os.urandom(32)).decode())
+    key.chmod(0o600)
+    sealed = Place("sqlite", request, tmp_path / "sealed", keys=f"file:{key}")
+    file.run(lambda store: talk_of_everything(store, Owner(), "session-of-all"))
+    exported = file.chatkit("export", "--all").stdout
+    assert sealed.chatkit("import", "-", given=exported.encode()).returncode == 0
+    assert b"question 1 of" in file.file.read_bytes()
+    assert b"question 1 of" not in sealed.file.read_bytes()
+    assert sealed.chatkit("export", "--all").stdout == exported
+    again = sealed.chatkit("import", "-", "--skip-existing", given=exported.encode())
+    assert again.stdout == "skipped session-of-all, turns 6: it is there already\n"
+    assert sealed.chatkit("check").stdout == "sessions 1, turns 6, problems 0\n"
+    assert json.loads(sealed.chatkit("purge", "--yes", "--json").stdout)["removed"] == 1
+    assert sealed.chatkit("export", "--all").stdout == ""
+
+
+def test_an_import_that_breaks_off_has_written_whole_sessions_and_is_run_again(request, tmp_path, file) -> None:
+    for number in (1, 2, 3):
+        file.run(lambda store, number=number: talk(store, Owner(), f"session-{number}", number))
+    exported = file.chatkit("export", "--all").stdout.encode()
+    there = Place("sqlite", request, tmp_path / "there")
+    assert there.ids() == []
+    with closing(sqlite3.connect(there.file)) as broken:  # the second of two turns cannot be written
+        broken.execute(
+            "CREATE TRIGGER full BEFORE INSERT ON turns WHEN NEW.body LIKE '%request-session-2-2%' "
+            "BEGIN SELECT RAISE(ABORT, 'no room'); END"
+        )
+    done = there.chatkit("import", "-", given=exported)
+    assert (done.returncode, done.stdout) == (4, "imported session-3, turns 3\n")
+    assert "no room" in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("; then run it again with --skip-existing")
+    assert there.ids() == ["session-3"]
+    told = json.loads(there.chatkit("import", "-", "--skip-existing", "--json", given=exported).stdout)
+    assert (told["imported"], told["skipped"], told["refused"]) == (0, 1, 0)
+    with closing(sqlite3.connect(there.file)) as mended:
+        mended.execute("DROP TRIGGER full")
+    done = there.chatkit("import", "-", "--skip-existing", given=exported)
+    assert (done.returncode, done.stderr) == (0, "imported 2, skipped 1\n")
+    for number in (1, 2, 3):
+        assert there.turns(Owner(), f"session-{number}") == file.turns(Owner(), f"session-{number}")
