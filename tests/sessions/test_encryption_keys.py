@@ -85,6 +85,34 @@ def test_a_shelf_swaps_what_is_there_and_leaves_alone_what_is_not(shelf) -> None
     assert shelf.get("me", "one") is None
 
 
+def test_the_file_of_keys_is_synced_and_overwritten_with_zeros_and_for_its_owner_alone(tmp_path) -> None:
+    shelf = SQLiteKeys(tmp_path / "home" / "keys.sqlite3")
+    shelf.swap("me", "one", None, WrappedKey(b"key"))
+    asked = ("journal_mode", "synchronous", "secure_delete")
+    set_to = [shelf._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in asked]
+    assert set_to == ["wal", 2, 1]  # FULL, ON
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "home").iterdir()}
+    assert modes == {"keys.sqlite3": 0o600, "keys.sqlite3-shm": 0o600, "keys.sqlite3-wal": 0o600}
+    shelf.close()
+
+
+def test_a_shelf_that_cannot_be_opened_or_read_is_store_failed(tmp_path, caplog) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StoreFailed, match=r"the keys of sessions '.*' cannot be opened: .*; check the file"):
+        SQLiteKeys(tmp_path / "file" / "keys.sqlite3")
+    with pytest.raises(StoreFailed, match="cannot be opened: file is not a database"):
+        SQLiteKeys(tmp_path / "file")
+    shelf = SQLiteKeys(tmp_path / "keys.sqlite3")
+    shelf._connection.execute("PRAGMA busy_timeout = 50")
+    other = sqlite3.connect(tmp_path / "keys.sqlite3", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreFailed, match="the keys of sessions did not answer; send the request again later"):
+        shelf.swap("me", "one", None, WrappedKey(b"key"))
+    assert caplog.messages == [f"the keys of sessions {tmp_path / 'keys.sqlite3'} failed: database is locked"]
+    other.close()
+    shelf.close()
+
+
 def test_a_shelf_is_cleared_of_one_owner(shelf) -> None:
     for number in range(60):
         shelf.swap("me", f"session-{number}", None, WrappedKey(b"key"))
