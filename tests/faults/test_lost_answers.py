@@ -197,8 +197,10 @@ async def test_throttling_beyond_the_sdks_tries_is_survived_within_the_stores_ow
         assert len(sent) == count + 4, f"{case.word} sent {sent}"
 
 
-@pytest.mark.parametrize("forwarded", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("kind", ["drop", "hang", "error", "throttle"])
+@pytest.mark.parametrize(
+    ("kind", "forwarded"),
+    [("drop", False), ("drop", True), ("hang", False), ("hang", True), ("error", True), ("throttle", False)],
+)
 async def test_a_fault_without_end_is_store_failed_within_the_budget_and_sending_again_later_leaves_one_turn(
     kind, forwarded, store, proxy, beside, clock
 ) -> None:
