@@ -113,7 +113,7 @@ def unsealed_turn(key: SessionKey, turn: Turn) -> Turn:
         turn,
         user=key.unseal(turn.user, turn.request_id, "user"),
         assistant=key.unseal(turn.assistant, turn.request_id, "assistant") if turn.assistant else "",
-        passages=tuple(_unsealed(key, turn.request_id, at, passage) for at, passage in enumerate(turn.passages)),
+        passages=_unsealed_passages(key, turn.request_id, turn.passages),
     )
 
 
@@ -122,15 +122,20 @@ def _sealed_answer(key: SessionKey, request_id: str, text: str) -> str:
 
 
 def _sealed_passages(key: SessionKey, request_id: str, passages: tuple[Passage, ...]) -> tuple[Passage, ...]:
-    """Return passages with all that names them encrypted as their id: a hash too tells what was talked about."""
-    sealed = []
-    for at, passage in enumerate(passages):
-        names = [passage.id, passage.title, passage.source, passage.section, items.text_hash(passage)]
-        text = key.seal(json.dumps(names, ensure_ascii=False, separators=(",", ":")), request_id, f"passage {at}")
-        sealed.append(Passage(text, "", start=passage.start, end=passage.end, score=passage.score, text_hash="-"))
-    return tuple(sealed)
+    """Return passages with all that names them encrypted, as the id of the first: ids and hashes too tell of what."""
+    if not passages:
+        return ()
+    names = [[each.id, each.title, each.source, each.section, items.text_hash(each)] for each in passages]
+    text = key.seal(json.dumps(names, ensure_ascii=False, separators=(",", ":")), request_id, "passages")
+    bare = [Passage("", "", start=each.start, end=each.end, score=each.score, text_hash="-") for each in passages]
+    return (replace(bare[0], id=text), *bare[1:])
 
 
-def _unsealed(key: SessionKey, request_id: str, at: int, passage: Passage) -> Passage:
-    identity, title, source, section, text_hash = json.loads(key.unseal(passage.id, request_id, f"passage {at}"))
-    return replace(passage, id=identity, title=title, source=source, section=section, text_hash=text_hash)
+def _unsealed_passages(key: SessionKey, request_id: str, passages: tuple[Passage, ...]) -> tuple[Passage, ...]:
+    if not passages:
+        return ()
+    names = json.loads(key.unseal(passages[0].id, request_id, "passages"))
+    return tuple(
+        replace(each, id=identity, title=title, source=source, section=section, text_hash=text_hash)
+        for each, (identity, title, source, section, text_hash) in zip(passages, names, strict=True)
+    )
