@@ -8,7 +8,7 @@ A message has 40 to 360 bytes and an answer 300 to 1,300, uniformly: 1 KB a turn
 of the sessions are one owner's, the rest is spread over 500. All are of the last six days, so no request id has ended.
 
 Then two stores, one on that file and one on an empty file, take turns of 100 measured turns each: accept and finish,
-one in ten in a new session, the others in any that the file has. Lists and pages are read from both in the end.
+one in ten in a new session, the others in any that the file has. Lists and pages are read in the end, from each by turns.
 """
 
 import argparse
@@ -121,16 +121,15 @@ class Side:
             await self.store.finish(accepted.ticket, outcome)
             self.turn_ms.append((time.perf_counter() - began) * 1000)
 
-    async def reads(self, samples: int) -> dict[str, list[float]]:
-        """Measure lists of 50 from the newest and from the middle on, pages and loads of 20 turns."""
+    async def asked(self) -> dict[str, Callable[[Place], Awaitable[Any]]]:
+        """Return what is read: 50 sessions from the newest and from the middle on, 20 turns by page and by load."""
         heads = [head async for head in self._heads()]
         middle = items.cursor_of(Owner(), heads[len(heads) // 2])
-        found = self.talk.source.choices(self.places, k=samples)
         return {
-            "list": await _timed(lambda _: self.store.sessions(Owner(), limit=50), found),
-            "list_middle": await _timed(lambda _: self.store.sessions(Owner(), limit=50, cursor=middle), found),
-            "page": await _timed(lambda at: self.store.page(at.owner, at.session_id, limit=20), found),
-            "load": await _timed(lambda at: self.store.load(at.owner, at.session_id, limit=20), found),
+            "list": lambda at: self.store.sessions(Owner(), limit=50),
+            "list_middle": lambda at: self.store.sessions(Owner(), limit=50, cursor=middle),
+            "page": lambda at: self.store.page(at.owner, at.session_id, limit=20),
+            "load": lambda at: self.store.load(at.owner, at.session_id, limit=20),
         }
 
     async def _heads(self) -> Any:
@@ -143,13 +142,17 @@ class Side:
                 return
 
 
-async def _timed(ask: Callable[[Place], Awaitable[Any]], places: list[Place]) -> list[float]:
-    """Return milliseconds of each call."""
-    taken = []
-    for place in places:
-        began = time.perf_counter()
-        await ask(place)
-        taken.append((time.perf_counter() - began) * 1000)
+async def read(sides: list[Side], samples: int) -> dict[str, dict[str, list[float]]]:
+    """Return milliseconds by side and by what is read, of random sessions; the sides take turns at every one."""
+    asked = {side.name: await side.asked() for side in sides}
+    taken: dict[str, dict[str, list[float]]] = {name: {verb: [] for verb in verbs} for name, verbs in asked.items()}
+    for verb in asked[sides[0].name]:
+        for _ in range(samples):
+            for side in sides:
+                place = side.talk.source.choice(side.places)
+                began = time.perf_counter()
+                await asked[side.name][verb](place)
+                taken[side.name][verb].append((time.perf_counter() - began) * 1000)
     return taken
 
 
@@ -185,7 +188,7 @@ async def measure(home: Path, sessions: int, turns: int, measured: int) -> Repor
         for block in range(0, measured, BLOCK):
             for side in sides if block // BLOCK % 2 == 0 else sides[::-1]:
                 await side.turns(min(BLOCK, measured - block))
-        reads = {side.name: await side.reads(min(500, measured)) for side in sides}
+        reads = await read(sides, min(1000, measured))
         said("checking the whole file")
         began = time.perf_counter()
         faults = await sides[0].store.check()
