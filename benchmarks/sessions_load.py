@@ -5,7 +5,8 @@
 
 Both sessions are written by `restore`, as an import writes them, and read by `load` as the service reads a turn's
 history, taking turns so that whatever else the machine does meets both. The table must be there; `chatkit sessions
-create-table` makes one. What was written is removed at the end.
+create-table` makes one. What was written is removed at the end, unless `--keep` leaves it, for a server that knows no
+transactions.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.types import Owner, Turn, Usage
 
 LENGTHS = (10, 10_000)
-# What the service reads by default; `history_turns`.
-HISTORY = 64
+# Turns that a load reads: as many in either session, so that their lengths are all that differs.
+HISTORY = 10
 
 
 def turns_of(length: int, text_bytes: int) -> list[Turn]:
@@ -38,7 +39,9 @@ def turns_of(length: int, text_bytes: int) -> list[Turn]:
     ]
 
 
-async def measured(store: SessionStore, rounds: int, text_bytes: int, limit: int) -> dict[int, list[float]]:
+async def measured(
+    store: SessionStore, rounds: int, text_bytes: int, limit: int, *, keep: bool
+) -> dict[int, list[float]]:
     """Return the milliseconds of each load by the session's length."""
     owner = Owner(user=f"bench-{uuid.uuid4().hex}")
     spent: dict[int, list[float]] = {length: [] for length in LENGTHS}
@@ -54,7 +57,8 @@ async def measured(store: SessionStore, rounds: int, text_bytes: int, limit: int
                 expected = list(range(max(1, length - limit + 1), length + 1))
                 assert [turn.seq for turn in loaded] == expected, "not the newest turns"
     finally:
-        await store.purge(owner, closed_s=0)
+        if not keep:
+            await store.purge(owner, closed_s=0)
     return spent
 
 
@@ -71,9 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=300, help="loads of each session")
     parser.add_argument("--turn-bytes", type=int, default=800, help="text of a turn, both sides")
-    parser.add_argument("--history", type=int, default=HISTORY, help="turns that a load reads; 10 are as many in both")
+    parser.add_argument("--history", type=int, default=HISTORY, help="turns that a load reads")
     parser.add_argument("--dynamodb-endpoint", default="", help="address of a server; empty leaves DynamoDB out")
     parser.add_argument("--dynamodb-table", default="chatkit")
+    parser.add_argument("--keep", action="store_true", help="leave the sessions where they are")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     wanted = parser.parse_args(arguments)
     figures: dict[str, float] = {}
@@ -83,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             opened["dynamodb"] = DynamoDBStore(wanted.dynamodb_table, endpoint=wanted.dynamodb_endpoint)
         for name, store in opened.items():
             try:
-                spent = asyncio.run(measured(store, wanted.rounds, wanted.turn_bytes, wanted.history))
+                spent = asyncio.run(measured(store, wanted.rounds, wanted.turn_bytes, wanted.history, keep=wanted.keep))
             finally:
                 store.close()
             figures |= figures_of(name, spent)

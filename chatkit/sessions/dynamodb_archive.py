@@ -172,16 +172,17 @@ class Archive:
         except Conflict:
             self.delete(budget, owner, session_id)
             raise
-        done = self._table.change(
-            partition,
-            items.META,
-            "SET #version = :version REMOVE #state",
-            "#state = :restoring",
-            restoring=RESTORING,
-            version=len(turns),
-        )
-        if self._table.transact(budget, (done,)):
-            raise Conflict(f"session {session_id!r} was removed while it was restored")
+        self._complete(budget, partition, session_id, len(turns))
+
+    def _complete(self, budget: Budget, partition: str, session_id: str, version: int) -> None:
+        """Open a session that has been restored."""
+        values = {"condition": "#state = :restoring", "restoring": RESTORING, "version": version}
+        try:
+            self._table.update(budget, partition, items.META, update="SET #version = :version REMOVE #state", **values)
+        except ConditionFailed:  # as after an own update too whose answer was lost
+            head = self._table.get(budget, partition, items.META) or {"state": None}
+            if "state" in head or head.get("version") != version:
+                raise Conflict(f"session {session_id!r} was removed while it was restored") from None
 
     def _remember(self, budget: Budget, owner: Owner, session_id: str, requests: dict[str, Item], now: float) -> None:
         """Write the requests that are still known, unless one of them is another turn's."""

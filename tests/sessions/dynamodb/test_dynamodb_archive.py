@@ -229,3 +229,25 @@ async def test_more_sessions_than_one_answer_holds_are_listed_and_removed_to_the
     assert ([head.session_id for head in (*first.sessions, *rest.sessions)], rest.cursor) == (ids[::-1], None)
     assert await store.purge(OWNER, closed_s=0) == 900
     assert everything(store) == "[[]]"
+
+
+@pytest.mark.parametrize(
+    "operation", ["Query", "PutItem", "UpdateItem", "BatchWriteItem", "TransactWriteItems", "DeleteItem"]
+)
+async def test_work_whose_answers_are_lost_on_the_way_is_done_without_an_error(proxy, proxied, operation) -> None:
+    await talk(proxied, 3, "old-session")
+    turns = await proxied.page(OWNER, "old-session", limit=9)
+    lost = Counter()
+
+    def lose_every_other(called, forward):
+        answer = forward()
+        lost[called] += called == operation
+        return None if called == operation and lost[called] % 2 else answer
+
+    proxy.meddle = lose_every_other
+    await proxied.delete(OWNER, "old-session")
+    await proxied.restore(OWNER, "my-session", turns, expires_at=None)
+    assert await proxied.page(OWNER, "my-session", limit=9) == turns
+    assert await proxied.purge(OWNER, closed_s=0) == 1
+    assert lost[operation] >= 2
+    assert everything(proxied) == "[[]]"
