@@ -111,7 +111,7 @@ class Planner:
         session_id = new_session_id() if opens else request.session_id or ""
         conversation = Conversation()
         if not opens:
-            conversation = await store.load(request.owner, session_id, limit=self._options.history_turns)
+            conversation = await self._conversation(request, session_id, store)
         new = NewTurn(
             request.owner,
             session_id,
@@ -124,6 +124,18 @@ class Planner:
             replaces=request.replaces,
         )
         return new, conversation
+
+    async def _conversation(self, request: ChatRequest, session_id: str, store: TurnStore) -> Conversation:
+        """Load the newest turns, and where an old one is replaced as many from before it."""
+        limit = self._options.history_turns
+        conversation = await store.load(request.owner, session_id, limit=limit)
+        replaces = request.replaces or 0
+        if len(conversation) < limit or not 1 <= replaces <= conversation.newest:
+            return conversation
+        since = conversation.newest - replaces + 1  # at most so many of the newest are replaced; some may be hidden
+        conversation = await store.load(request.owner, session_id, limit=limit + since)
+        before = sum(turn.seq < replaces for turn in conversation)
+        return replace(conversation, turns=conversation.turns[max(0, before - limit) :])
 
     async def _check_input(self, request: ChatRequest, watch: "Stopwatch") -> ModerationResult:
         """Check everything that nobody has checked yet: the message, and what the caller says was before it."""

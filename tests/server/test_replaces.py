@@ -1,8 +1,14 @@
 """Saying it again over HTTP: an edited message, another answer, and what no prompt holds any more."""
 
 import json
+import re
 
 import pytest
+
+from chatkit.planning import ServiceOptions
+from chatkit.testing import turn_with
+from chatkit.types import Owner
+from tests.serving import ROOT
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +54,24 @@ async def test_another_answer_to_the_same_message_leaves_the_first_one_stored(op
         ]  # fmt: skip
         lines = (await site.client.get("/sessions/my-session/export")).text.splitlines()
         assert [json.loads(line)["replaces"] for line in lines] == [None, 1]
+
+
+@pytest.mark.parametrize("number", [190, 100, 5, 1])
+async def test_however_old_the_replaced_turn_is_the_model_sees_as_many_from_before_it(open_site, number) -> None:
+    async with open_site(["Hi."]) as site:
+        most = ServiceOptions().history_turns
+        turns = [turn_with(seq, f"Message-{seq}.", "Hi.") for seq in range(1, 201)]
+        await site.store.restore(Owner(), "my-session", turns, expires_at=None)
+        answer = await replaced(site, "Once more", number)
+        assert (answer.status_code, answer.json()["dropped_turns"]) == (200, 0)
+        seen = [int(seq) for seq in re.findall(r"Message-(\d+)\.", site.model.prompts[-1])]
+        assert seen == list(range(max(1, number - most), number))
+        await told(site, "And now?")
+        assert [turn.seq for turn in (await site.turns())[-2:]] == [201, 202]
+        await replaced(site, "Once again", 202)
+        await replaced(site, "And again", max(1, number - 2))
+        seen = [int(seq) for seq in re.findall(r"Message-(\d+)\.", site.model.prompts[-1])]
+        assert seen == list(range(max(1, number - 2 - most), number - 2))
 
 
 async def test_a_replacing_turn_that_is_blocked_shows_the_old_ones_again(open_site) -> None:
@@ -120,8 +144,6 @@ async def test_a_streamed_replacement_ends_with_its_number(open_site) -> None:
 
 
 async def test_the_rule_in_the_docs_says_which_turns_a_model_sees(open_site) -> None:
-    from tests.serving import ROOT
-
     page = (ROOT / "docs" / "http-api.md").read_text(encoding="utf-8")
     (source,) = [block for block in page.split("```python\n")[1:] if block.startswith("def visible")]
     names: dict = {}
