@@ -8,7 +8,7 @@ A message has 40 to 360 bytes and an answer 300 to 1,300, uniformly: 1 KB a turn
 of the sessions are one owner's, the rest is spread over 500. All are of the last six days, so no request id has ended.
 
 Then two stores, one on that file and one on an empty file, take turns of 100 measured turns each: accept and finish,
-one in ten in a new session, the others in any that the file has. Lists and pages are read in the end, from each by turns.
+one in ten in a new session, the others in any that the file has. Lists and pages are read from both by turns.
 """
 
 import argparse
