@@ -78,13 +78,16 @@ def engine(
 @click.option("--clients", default=8, metavar="INT", help="Of --kills: clients that talk at a time, two in a session.")
 @click.option("--seed", default=0, metavar="INT", help="Of --kills: decides the moments and what clients do.")
 @click.option(
+    "--latest", default=0.8, metavar="FLOAT", help="Of --kills: the longest that a server serves, in seconds."
+)
+@click.option(
     "--races", default=0, metavar="INT", help="Let writers of two processes race on one session so many times."
 )
 @click.option("--writers", default=3, metavar="INT", help="Of --races: writers of each process.")
 @click.option("--turns", default=50, metavar="INT", help="Of --races: turns of each writer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @setting_options("store", "dynamodb_table", "dynamodb_region", "dynamodb_endpoint")
-def sessions(as_json: bool, config: str | None, flags: dict[str, Any], **shape: int) -> None:
+def sessions(latest: float, as_json: bool, config: str | None, flags: dict[str, Any], **shape: int) -> None:
     """Check that no acknowledged turn is lost, doubled or out of place; exits 1 when one is.
 
     \b
@@ -104,7 +107,7 @@ def sessions(as_json: bool, config: str | None, flags: dict[str, Any], **shape: 
     if bool(kills) == bool(runs):
         raise InvalidRequest(f"--kills is {kills} and --races {runs}, expected one of them to be at least 1")
     if kills:
-        verdict = bench_kills(settings, KillBench(kills, shape["clients"], shape["seed"]), _progress)
+        verdict = bench_kills(settings, KillBench(kills, shape["clients"], shape["seed"], latest), _progress)
     else:
         verdict = bench_races(settings, RaceBench(runs, writers=shape["writers"], turns=shape["turns"]), _progress)
     click.echo(verdict.report.as_json() if as_json else verdict.report.as_table())

@@ -19,8 +19,8 @@ from chatkit.evaluation.ledger import Acknowledged, Asked, Ledger
 from chatkit.evaluation.scripted import ScriptedServer
 from chatkit.sessions.items import LEASE_S
 
-# When a server is killed, counted from its being ready. Seconds.
-SOONEST, LATEST = 0.05, 0.8
+# The soonest that a server is killed after it is ready. Seconds.
+SOONEST = 0.05
 # How long clients go on asking for what they have no answer to once nothing is killed any more. Seconds.
 _LAST_CALL = 4 * LEASE_S
 # Of a client's requests, the share that open a session of the server's naming, go to such a session, are sent again
@@ -38,14 +38,21 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class KillBench:
-    """What is done: so many kills under so many clients; `seed` decides the moments and the clients' choices."""
+    """What is done: so many kills under so many clients; `seed` decides the moments and the clients' choices.
+
+    Attributes:
+        latest: the longest that a server serves before it is killed, seconds.
+    """
 
     kills: int
     clients: int = 8
     seed: int = 0
+    latest: float = 0.8
 
     def __post_init__(self) -> None:
-        """Check both bounds."""
+        """Check every bound."""
+        if not SOONEST <= self.latest <= 60:
+            raise InvalidRequest(f"latest is {self.latest}, expected {SOONEST} to 60 seconds")
         if self.kills < 1 or not 1 <= self.clients <= 64:
             raise InvalidRequest(f"kills is {self.kills} and clients {self.clients}, expected at least 1, and 1 to 64")
 
@@ -271,7 +278,7 @@ def kill_again_and_again(
         running = [pool.submit(client.run) for client in clients]
         try:
             for number in range(1, bench.kills + 1):
-                after_s, before = moments.uniform(SOONEST, LATEST), ledger.acknowledged
+                after_s, before = moments.uniform(SOONEST, bench.latest), ledger.acknowledged
                 line.up(server.start())
                 time.sleep(after_s)
                 dying = line.down()

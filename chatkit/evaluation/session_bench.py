@@ -15,7 +15,7 @@ from typing import Any
 
 from chatkit import wiring
 from chatkit.errors import ConfigError
-from chatkit.evaluation.killing import LATEST, SOONEST, Kill, KillBench, Progress, kill_again_and_again
+from chatkit.evaluation.killing import SOONEST, Kill, KillBench, Progress, kill_again_and_again
 from chatkit.evaluation.ledger import Findings, Ledger, compare, figures_of, read_back
 from chatkit.evaluation.races import RaceBench, race_here, race_processes
 from chatkit.evaluation.report import Report
@@ -72,7 +72,7 @@ def bench_kills(
         "kills": bench.kills,
         "clients": bench.clients,
         "seed": bench.seed,
-        "killed_after_s": [SOONEST, LATEST],
+        "killed_after_s": [SOONEST, bench.latest],
     }
     told |= {"store": settings.store, "model": "scripted", "door": "POST /invocations, loopback"}
     return Verdict(Report(_COMMAND, told, figures, rows), tuple(wrong))

@@ -77,6 +77,7 @@ def test_a_broken_promise_is_shown_and_ends_with_1(capsys, monkeypatch):
         ([], "--kills is 0 and --races 0, expected one of them to be at least 1"),
         (["--kills", "1", "--races", "1"], "--kills is 1 and --races 1, expected one of them"),
         (["--kills", "1", "--clients", "0"], "kills is 1 and clients 0, expected at least 1, and 1 to 64"),
+        (["--kills", "1", "--latest", "0"], "latest is 0.0, expected 0.05 to 60 seconds"),
         (["--races", "1", "--turns", "0"], "expected numbers of at least 1"),
         (["--kills", "1", "--store", "memory"], "store is 'memory', which no killed process leaves anything of"),
     ],
