@@ -234,7 +234,7 @@ def check_replaces(turn: NewTurn, newest: int) -> None:
 
 def shut_out(until: float) -> Conflict:
     """Return the error for an owner whose sessions are all being removed, `until` epoch seconds at least."""
-    moment = datetime.fromtimestamp(until, UTC).strftime("%H:%M:%S UTC")
+    moment = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     return Conflict(f"everything of this owner is being removed; nothing new is taken before {moment}")
 
 
