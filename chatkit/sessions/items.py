@@ -186,8 +186,10 @@ def _reference(passage: Passage) -> list[Any]:
 
 
 def text_hash(passage: Passage) -> str:
-    """Return the hash that stands for the text of a passage."""
-    return passage.text_hash or hashlib.sha256(passage.text.encode()).hexdigest()[:16]
+    """Return the hash that stands for the text of a passage; "" of one of an older version, which has neither."""
+    if passage.text_hash or not passage.text:
+        return passage.text_hash
+    return hashlib.sha256(passage.text.encode()).hexdigest()[:16]
 
 
 def _passage(row: list[Any]) -> Passage:

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -117,7 +118,7 @@ def changed(line: int, **fields):
     return change
 
 
-def replaced(line: int, old: str, new: str):
+def rewritten(line: int, old: str, new: str):
     return lambda lines: [text.replace(old, new) if at == line else text for at, text in enumerate(lines)]
 
 
@@ -130,11 +131,11 @@ WRONG = {
     "no-object": (lambda lines: [*lines[:2], "[]"], 3, "it is [], expected a line of chatkit sessions export"),
     "nested": (lambda lines: [*lines[:2], "[" * 100_000], 3, "it is not JSON ("),
     "unknown-field": (changed(1, mood="fine"), 2, "'mood' is no field that chatkit sessions export writes"),
-    "missing-field": (replaced(1, '"attempt": 1, ', ""), 2, "attempt is missing, expected every field"),
+    "missing-field": (rewritten(1, '"attempt": 1, ', ""), 2, "attempt is missing, expected every field"),
     "wrong-type": (changed(1, user=5), 2, "user is 5, expected text of whole characters"),
-    "half-a-character": (replaced(1, "answer", "\\ud800"), 2, "expected text of whole characters"),
-    "no-number": (replaced(1, '"created_at": 1', '"created_at": NaN, "x": 1'), 2, "NaN is no number of JSON"),
-    "endless": (replaced(1, '"score": 0.25', '"score": 1e999'), 2, "passages: score is inf, expected a finite number"),
+    "half-a-character": (rewritten(1, "answer", "\\ud800"), 2, "expected text of whole characters"),
+    "no-number": (rewritten(1, '"created_at": 1', '"created_at": NaN, "x": 1'), 2, "NaN is no number of JSON"),
+    "endless": (rewritten(1, '"score": 0.25', '"score": 1e999'), 2, "passages: score is inf, expected a finite number"),
     "true-is-no-number": (changed(1, attempt=True), 2, "attempt is True, expected a whole number from 1 on"),
     "unknown-status": (changed(1, status="done"), 2, "status is 'done', expected one of pending, complete"),
     "unknown-reason": (changed(1, finish_reason="tired"), 2, "finish_reason is 'tired', expected one of stop"),
@@ -236,6 +237,19 @@ def test_a_turn_that_is_being_answered_is_exported_as_that_and_imported_once_it_
     assert exported.stderr == ""
     assert there.chatkit("import", "-", given=exported.stdout.encode()).returncode == 0
     assert there.turns(Owner(), "session-1") == file.turns(Owner(), "session-1")
+
+
+@pytest.mark.parametrize("target", ["sqlite", "dynamodb"])
+def test_a_source_of_an_older_version_has_no_hash_there_either(request, tmp_path, file, target) -> None:
+    there = Place(target, request, tmp_path / "there")
+    file.run(lambda store: talk(store, Owner(), "session-1", 1))
+    (turn,) = file.turns(Owner(), "session-1")
+    older = replace(turn, passages=(replace(turn.passages[0], text_hash=""),))
+    assert older != turn
+    file.run(lambda store: store.restore(ALICE, "session-1", [older], expires_at=None))
+    exported = file.chatkit("export", "--all", "--user", "alice").stdout
+    assert there.chatkit("import", "-", given=exported.encode()).returncode == 0
+    assert there.turns(Owner(), "session-1") == (older,)
 
 
 def test_an_encrypted_store_takes_an_export_and_gives_it_back(request, tmp_path, file) -> None:
