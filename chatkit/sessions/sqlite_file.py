@@ -22,6 +22,10 @@ _MIGRATION_MS = 1_800_000
 # of that; benchmarks/sessions_size.py measures it. Bytes. A file keeps the size that it was made with.
 _PAGE = 8192
 
+# A commit that finds the log longer than this writes it into the file. A turn adds some ten pages: at SQLite's own 1,000
+# one turn in a hundred waits for that, and the more scattered its pages, the longer. 32 MB of log on disk. Pages.
+_LOG_PAGES = 4000
+
 # Turns are a rowid table, which appends and fills its pages; one WITHOUT ROWID gives every row of more than 1 KB a page
 # of its own for what is over that. `opened` and `expires` are a session's own item's, fixed when it is opened, and
 # null where that cannot be read. `closed` is until when an owner is shut out. `more` is what a request's item has
@@ -113,6 +117,7 @@ def next_step(error: Exception) -> str:
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     connection.execute("PRAGMA secure_delete = ON")  # what is removed or replaced is overwritten with zeros
 
 

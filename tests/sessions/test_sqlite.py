@@ -25,6 +25,7 @@ async def test_every_commit_is_synced_to_a_write_ahead_log(store) -> None:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
         assert connection.execute("PRAGMA secure_delete").fetchone() == (1,)
+        assert connection.execute("PRAGMA wal_autocheckpoint").fetchone() == (4000,)
         assert connection.execute("PRAGMA busy_timeout").fetchone() == (5000,)
     assert store._write.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
