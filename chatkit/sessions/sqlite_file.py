@@ -22,7 +22,7 @@ _MIGRATION_MS = 1_800_000
 # of that; benchmarks/sessions_size.py measures it. Bytes. A file keeps the size that it was made with.
 _PAGE = 8192
 
-# A commit that finds the log longer than this writes it into the file. A turn adds some ten pages: at SQLite's own 1,000
+# A commit that finds the log longer than this writes it into the file. A turn adds some ten pages: at SQLite's 1,000
 # one turn in a hundred waits for that, and the more scattered its pages, the longer. 32 MB of log on disk. Pages.
 _LOG_PAGES = 4000
 
