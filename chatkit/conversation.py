@@ -11,11 +11,13 @@ class Conversation:
     """The newest turns of one session, oldest first.
 
     Attributes:
-        turns: in order of `seq`; the oldest ones of a long session may be left out.
+        turns: in order of `seq`, those that another one replaced left out; so may be the oldest of a long session.
+        expires_at: when the session ends, epoch seconds; None where it is not open, or is kept until removed.
         left_out: how many numbers of the session are below those of `turns`, where not all of them are held.
     """
 
     turns: tuple[Turn, ...] = field(default=())
+    expires_at: float | None = None
     left_out: int = 0
 
     def __iter__(self) -> Iterator[Turn]:
@@ -50,6 +52,31 @@ class Conversation:
         Pending, aborted and blocked turns are no context: the first two have no answer, the last no text.
         """
         return tuple(t for t in self.turns if t.status == "complete" and (before is None or t.seq < before))
+
+
+class Newest:
+    """Collects the newest turns of a session that are not hidden. Hand them in the newest first, until it is `full`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken: list[Turn] = []
+        self._below: int | None = None  # turns from this number on are hidden
+
+    @property
+    def full(self) -> bool:
+        """Whether no more turns are wanted."""
+        return len(self._taken) >= self._limit
+
+    def take(self, turn: Turn) -> None:
+        """Take a turn, older than those before it; a replaced one is left out."""
+        if not self.full and (self._below is None or turn.seq < self._below):
+            self._taken.append(turn)
+        if turn.replaces is not None and turn.status in ("pending", "complete"):
+            self._below = turn.replaces if self._below is None else min(self._below, turn.replaces)
+
+    def conversation(self, expires_at: float | None = None) -> Conversation:
+        """Return what was taken, oldest first."""
+        return Conversation(tuple(reversed(self._taken)), expires_at)
 
 
 def messages(turn: Turn) -> tuple[Message, ...]:

@@ -5,6 +5,7 @@
     │   ├── TooLarge              the body, the message or the turn is over its cap
     │   └── TooSlow               the body did not arrive in time
     ├── Unauthorized              no key, or not a valid one
+    ├── Forbidden                 the caller is known and may not do this
     ├── NotFound                  no such session or index for this caller
     │   └── UnknownModel          no model of that name answers here
     ├── Conflict                  the request id is in use, or was used for another message
@@ -61,6 +62,12 @@ class Unauthorized(ChatkitError):
     """No API key was sent, or it is not a valid one."""
 
     code = "unauthorized"
+
+
+class Forbidden(ChatkitError):
+    """The caller is known, and may not do this."""
+
+    code = "forbidden"
 
 
 class NotFound(ChatkitError):

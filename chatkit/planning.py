@@ -71,6 +71,8 @@ class Planner:
         for name, value in (("session_id", request.session_id), ("request_id", request.request_id)):
             if value is not None:
                 check_id(name, value)
+        if request.replaces is not None and request.session_id is None:
+            raise InvalidRequest(f"replaces is {request.replaces} and no session_id is given, expected both")
         if request.history is not None:
             _validate_history(request, self._options.max_message_chars)
 
@@ -80,7 +82,8 @@ class Planner:
         search: asyncio.Task[tuple[Passage, ...]] | None = None
         try:
             new, conversation = await self._load(request, store)
-            search = asyncio.create_task(self._search(request, conversation, watch))
+            kept = Conversation(conversation.context(before=request.replaces))
+            search = asyncio.create_task(self._search(request, kept, watch))
             verdict = await check
             if verdict.flagged or (verdict.unavailable and self._options.refuse_unchecked_input):
                 label = "unavailable" if verdict.unavailable else verdict.label
@@ -91,15 +94,15 @@ class Planner:
             for task in (check, search):
                 if task:
                     task.cancel()
-        prompt = await self._prompt(request, conversation.context(), passages)
+        prompt = await self._prompt(request, conversation.context(before=request.replaces), passages)
         return Plan(new, verdict, conversation, passages, prompt)
 
     async def prompt_before(self, request: ChatRequest, ticket: Ticket, plan: Plan) -> prompts.Prompt:
         """Return the planned prompt, built again where an aborted turn runs under its old number before later ones."""
         if plan.prompt is None:
             raise AssertionError("a refused message has no prompt")
-        context = plan.conversation.context(before=ticket.seq)
-        if context == plan.conversation.context():
+        context = plan.conversation.context(before=min(ticket.seq, request.replaces or ticket.seq))
+        if context == plan.conversation.context(before=request.replaces):
             return plan.prompt
         return await self._prompt(request, context, plan.passages)
 
@@ -108,8 +111,7 @@ class Planner:
         session_id = new_session_id() if opens else request.session_id or ""
         conversation = Conversation()
         if not opens:
-            most = self._options.history_turns
-            conversation = (await store.load(request.owner, session_id, limit=most)).in_blocks(most)
+            conversation = await self._conversation(request, session_id, store)
         new = NewTurn(
             request.owner,
             session_id,
@@ -118,8 +120,22 @@ class Planner:
             len(request.text),
             opens_session=opens,
             after=conversation.newest,
+            expires_at=conversation.expires_at,
+            replaces=request.replaces,
         )
         return new, conversation
+
+    async def _conversation(self, request: ChatRequest, session_id: str, store: TurnStore) -> Conversation:
+        """Load the newest turns, and where an old one is replaced as many from before it."""
+        limit = self._options.history_turns
+        conversation = await store.load(request.owner, session_id, limit=limit)
+        replaces = request.replaces or 0
+        if len(conversation) < limit or not 1 <= replaces <= conversation.newest:
+            return conversation.in_blocks(limit)
+        since = conversation.newest - replaces + 1  # at most so many of the newest are replaced; some may be hidden
+        conversation = await store.load(request.owner, session_id, limit=limit + since)
+        before = sum(turn.seq < replaces for turn in conversation)
+        return replace(conversation, turns=conversation.turns[max(0, before - limit) :]).in_blocks(limit)
 
     async def _check_input(self, request: ChatRequest, watch: "Stopwatch") -> ModerationResult:
         """Check everything that nobody has checked yet: the message, and what the caller says was before it."""

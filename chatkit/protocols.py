@@ -202,6 +202,8 @@ class NewTurn:
         user: the message; of a blocked one a store keeps the length alone, and compares the text with a repeat's.
         after: the newest number in the session as loaded, 0 where it is not open; spares a store the read. Another
             turn may have come since.
+        expires_at: when the session ends, as loaded; epoch seconds.
+        replaces: the number that this turn stands in for.
     """
 
     owner: Owner
@@ -213,6 +215,8 @@ class NewTurn:
     opens_session: bool = False
     label: str | None = None
     after: int = 0
+    expires_at: float | None = None
+    replaces: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +235,9 @@ class TurnStore(Protocol):
     """Where turns live. Two writes a turn, accept and finish; each is durable when it returns."""
 
     async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
-        """Return the newest `limit` turns in order; empty for an id of the caller's own that is not open yet.
+        """Return the newest `limit` turns that are not hidden, in order; empty for a caller's own id not open yet.
+
+        A session that has expired is as one that never was.
 
         Raises:
             NotFound: the id starts with `s-` and names no session of this owner.
@@ -243,11 +249,14 @@ class TurnStore(Protocol):
         """Give the turn the next number, durably, or recognise it as a repeat.
 
         A request id that ended aborted, or whose lease has run out, runs again under its old number with the next
-        attempt.
+        attempt. Request ids are known for `items.REQUEST_S`.
 
         Raises:
-            Conflict: the request id is being answered now, or was used for another message.
-            NotFound: the session was removed meanwhile.
+            InvalidRequest: the session has no turn of the number that is to be replaced.
+            TooLarge: the message leaves no room for an answer in what a store takes of a turn.
+            Conflict: the request id is being answered now, or was used for another message; or everything of the owner
+                is being removed.
+            NotFound: the session was removed meanwhile, or has expired.
             StoreFailed: the write was not acknowledged.
         """
         ...
@@ -268,11 +277,16 @@ class TurnStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SessionHead:
-    """One row of a list of sessions; times are epoch seconds."""
+    """One row of a list of sessions; times are epoch seconds.
+
+    Attributes:
+        expires_at: None for one that is kept until it is removed.
+    """
 
     session_id: str
     turns: int
     created_at: float
+    expires_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +299,11 @@ class SessionList:
 
     sessions: tuple[SessionHead, ...]
     cursor: str | None = None
+
+
+# How long an owner whose sessions were all removed is shut out: longer than a turn's deadline or a client's last try
+# usually takes. Seconds.
+CLOSED_S = 600.0
 
 
 class SessionArchive(Protocol):
@@ -300,7 +319,7 @@ class SessionArchive(Protocol):
         ...
 
     async def page(self, owner: Owner, session_id: str, *, limit: int, after: int = 0) -> tuple[Turn, ...]:
-        """Return the turns numbered above `after`, oldest first, at most `limit`; none at the end.
+        """Return the turns numbered above `after`, oldest first, at most `limit`, hidden ones too; none at the end.
 
         Raises:
             NotFound: there is no such session of this owner.
@@ -317,3 +336,32 @@ class SessionArchive(Protocol):
             StoreFailed: the store did not acknowledge; some turns may be gone.
         """
         ...
+
+    async def purge(self, owner: Owner, *, closed_s: float = CLOSED_S) -> int:
+        """Remove everything of an owner and return how many sessions that was; harmless to run again.
+
+        Until `closed_s` seconds after the end no turn of this owner is accepted, so that neither one on its way nor a
+        re-sent request brings anything back; 0 lets them in as soon as everything is gone.
+
+        Raises:
+            StoreFailed: the store did not acknowledge; the owner stays shut out, and running it again goes on.
+        """
+        ...
+
+    async def restore(self, owner: Owner, session_id: str, turns: Sequence[Turn], *, expires_at: float | None) -> None:
+        """Write a session as `page` gave it; a broken-off one cannot be read, and running it again goes on.
+
+        Args:
+            turns: all of its turns, numbered from 1 without holes, none of them pending.
+            expires_at: when it ends, epoch seconds.
+
+        Raises:
+            InvalidRequest: the turns are not those of a session.
+            Conflict: there is such a session, or one of the request ids is in use.
+            StoreFailed: the store did not acknowledge.
+        """
+        ...
+
+
+class SessionStore(TurnStore, SessionArchive, Protocol):
+    """What every store is: where turns live, and what reads and removes whole sessions."""

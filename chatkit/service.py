@@ -11,13 +11,23 @@ from dataclasses import replace
 from chatkit import prompts, release, stopping
 from chatkit.errors import Conflict, NotSaved, StoreFailed
 from chatkit.planning import Plan, Planner, ServiceOptions, Stopwatch
-from chatkit.protocols import Embedder, LanguageModel, Moderator, Outcome, Retriever, Ticket, TurnStore
+from chatkit.protocols import (
+    Embedder,
+    LanguageModel,
+    Moderator,
+    Outcome,
+    Retriever,
+    SessionStore,
+    Ticket,
+    TurnStore,
+)
 from chatkit.turns import LiveTurn, LiveTurns
 from chatkit.types import (
     ChatRequest,
     Chunk,
     Event,
     ModerationResult,
+    Owner,
     Replace,
     Reply,
     Retrieved,
@@ -37,6 +47,7 @@ class OpenChatKitService:
     Args:
         retriever: None answers from the model alone.
         embedders: for those who ask for vectors, the first where they name none; a turn needs no one.
+        archive: for those who read and remove sessions; a turn needs none.
         resources: closed with the service.
     """
 
@@ -48,11 +59,13 @@ class OpenChatKitService:
         *,
         retriever: Retriever | None = None,
         embedders: Sequence[Embedder] = (),
+        archive: SessionStore | None = None,
         options: ServiceOptions | None = None,
         resources: AsyncExitStack | None = None,
     ) -> None:
         self.model = model
         self.embedders = tuple(embedders)
+        self.archive = archive
         self._moderator = moderator
         self._store = store
         self._options = options or ServiceOptions()
@@ -79,7 +92,7 @@ class OpenChatKitService:
         self._planner.validate(request)
         patient = patient and request.history is None
         key = (request.owner, request.request_id)
-        what = (request.session_id, request.text, request.instructions, request.history)
+        what = (request.session_id, request.text, request.instructions, request.history, request.replaces)
         live = self.turns.find(key)
         if live is None:
             return self.turns.start(key, lambda live: self._turn(request, live), what=what, patient=patient)
@@ -182,7 +195,7 @@ class OpenChatKitService:
             timings=watch.total(),
             moderation_input=plan.verdict,
             moderation_output=gate.result,
-            dropped_turns=prompt.dropped_turns + min(plan.conversation.left_out, ticket.seq - 1),
+            dropped_turns=prompt.dropped_turns + min(plan.conversation.left_out, (request.replaces or ticket.seq) - 1),
             dropped_passages=prompt.dropped_passages,
         )
 
@@ -236,9 +249,12 @@ def new_request_id() -> str:
 
 def session_hint(ticket: Ticket) -> str:
     """Return a hash that the turns of a stored session share, "" where nothing is stored; the id itself is a secret."""
-    if not ticket.session_id:
-        return ""
-    named = json.dumps([ticket.owner.tenant, ticket.owner.user, ticket.session_id])
+    return hint_of(ticket.owner, ticket.session_id) if ticket.session_id else ""
+
+
+def hint_of(owner: Owner, session_id: str = "") -> str:
+    """Return a hash that stands for a session, or for an owner, where ids and names do not belong: in logs."""
+    named = json.dumps([owner.tenant, owner.user, session_id])
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 

@@ -10,27 +10,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from chatkit.errors import ConfigError
-
-ENV_PREFIX = "CHATKIT_"
-FILE_NAME = "chatkit.toml"
-# What DynamoDB takes as a table's name: CreateTable, "TableName", in its API reference.
-_TABLE = re.compile(r"[A-Za-z0-9_.-]{3,255}")
-
-# What may go to an upstream beside the common fields; the third is llama.cpp's name for the second.
-UPSTREAM_FIELDS = ("top_k", "repetition_penalty", "repeat_penalty", "max_completion_tokens")
-_ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
-_HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
-_OWN_HEADERS = ("authorization", "host", "content-length", "content-type", "transfer-encoding", "connection", "accept")
-
-
-class Secret(str):
-    """A string that does not print itself."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        """Hide the value."""
-        return "Secret('***')"
+from chatkit.setting_checks import (
+    ENV_PREFIX,
+    FILE_NAME,
+    TABLE_NAME,
+    Secret,
+    check_address,
+    check_keys,
+    check_session_keys,
+    check_upstream,
+    key_in,
+    require,
+)
 
 
 def _setting(default: Any, text: str, *, secret: bool = False, empty: bool = False) -> Any:
@@ -49,6 +40,12 @@ class Settings:
     port: int = _setting(8080, "Port to listen on; 0 takes a free one.")
     api_key: Secret | None = _setting(None, "Key that callers send as `Authorization: Bearer …`.", secret=True)
     api_key_file: Path | None = _setting(None, "File that holds the API key; `api_key` goes before it.")
+    keys_file: Path | None = _setting(
+        None, "TOML file of several keys, each with its owner and scopes; in the place of one API key."
+    )
+    sagemaker: bool = _setting(
+        False, "SageMaker mode: IAM is in front, so no key is asked for, and the caller may name the user."
+    )
     max_body_kb: int = _setting(256, "Largest request body, in KiB.")
     drain_s: float = _setting(20.0, "Seconds that open turns get at shutdown.")
 
@@ -132,9 +129,21 @@ class Settings:
     store: Literal["sqlite", "dynamodb", "memory"] = _setting(
         "sqlite", "Where sessions are kept; `memory` forgets them when the service ends."
     )
+    retention_days: float = _setting(
+        0.0, "Days until a session ends, counted from its first turn and fixed then; 0 keeps it until it is removed."
+    )
+    allow_local_store: bool = _setting(
+        False, "Keep sessions in SQLite or memory in SageMaker mode too, where an instance and its disk may vanish."
+    )
+    session_keys: str = _setting(
+        "", "Encrypt each session with a key of its own, itself encrypted under: file:PATH or kms:KEY; empty for none."
+    )
     dynamodb_table: str = _setting("chatkit", "Name of the DynamoDB table.")
     dynamodb_region: str = _setting("", "AWS region of the table; empty takes what the AWS settings say.")
     dynamodb_endpoint: str = _setting("", "Address of DynamoDB Local or another server; empty for AWS.")
+    dynamodb_create_table: bool = _setting(
+        False, "Create the table where it is missing when it is opened; for development, where a role may do that."
+    )
 
     policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")
     gate: Literal["check_first", "stream_first", "final_only"] = _setting(
@@ -150,40 +159,45 @@ class Settings:
         object.__setattr__(self, "home", self.home.expanduser())
         models = self.models_dir.expanduser() if self.models_dir else self.home / "models"
         object.__setattr__(self, "models_dir", models)
-        _require(0 <= self.port <= 65535, "port", self.port, "a number from 0 to 65535")
-        _require(self.max_body_kb >= 1, "max_body_kb", self.max_body_kb, "at least 1")
-        _require(0 <= self.threads <= 1024, "threads", self.threads, "a number from 0 to 1024")
+        require(0 <= self.port <= 65535, "port", self.port, "a number from 0 to 65535")
+        require(self.max_body_kb >= 1, "max_body_kb", self.max_body_kb, "at least 1")
+        require(0 <= self.threads <= 1024, "threads", self.threads, "a number from 0 to 1024")
         memory_ok = re.fullmatch(r"(\d+:\d+(\.\d+)?(,\s*|$))*", self.gpu_memory) is not None
-        _require(memory_ok, "gpu_memory", self.gpu_memory, "GiB by GPU number such as 0:20,1:30")
-        _require(0 <= self.cpu_memory <= 1 << 20, "cpu_memory", self.cpu_memory, "GiB, or 0 for no limit")
-        _require(1 <= self.tensor_parallel <= 1024, "tensor_parallel", self.tensor_parallel, "a number from 1 to 1024")
-        _require(self.kv_cache_gb >= 1, "kv_cache_gb", self.kv_cache_gb, "at least 1")
-        _require(1 <= self.max_running <= 4096, "max_running", self.max_running, "a number from 1 to 4096")
-        _require(self.max_queue >= 1, "max_queue", self.max_queue, "at least 1")
-        _require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "a number from 1 to 32768")
-        _require(0 < self.deadline_s <= 86400, "deadline_s", self.deadline_s, "a number above 0, at most 86400")
-        _require(0 <= self.drain_s <= 3600, "drain_s", self.drain_s, "a number from 0 to 3600")
+        require(memory_ok, "gpu_memory", self.gpu_memory, "GiB by GPU number such as 0:20,1:30")
+        require(0 <= self.cpu_memory <= 1 << 20, "cpu_memory", self.cpu_memory, "GiB, or 0 for no limit")
+        require(1 <= self.tensor_parallel <= 1024, "tensor_parallel", self.tensor_parallel, "a number from 1 to 1024")
+        require(self.kv_cache_gb >= 1, "kv_cache_gb", self.kv_cache_gb, "at least 1")
+        require(1 <= self.max_running <= 4096, "max_running", self.max_running, "a number from 1 to 4096")
+        require(self.max_queue >= 1, "max_queue", self.max_queue, "at least 1")
+        require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "a number from 1 to 32768")
+        require(0 < self.deadline_s <= 86400, "deadline_s", self.deadline_s, "a number above 0, at most 86400")
+        require(0 <= self.drain_s <= 3600, "drain_s", self.drain_s, "a number from 0 to 3600")
         if self.api_key is None and self.api_key_file is not None:
-            object.__setattr__(self, "api_key", _key_in(self.api_key_file.expanduser(), "api_key"))
+            object.__setattr__(self, "api_key", key_in(self.api_key_file.expanduser(), "api_key"))
         if self.upstream_key is None and self.upstream_key_file is not None:
-            object.__setattr__(self, "upstream_key", _key_in(self.upstream_key_file.expanduser(), "upstream_key"))
+            object.__setattr__(self, "upstream_key", key_in(self.upstream_key_file.expanduser(), "upstream_key"))
         key = self.api_key
         key_ok = key is None or (key != "" and key.strip() == key and key.isascii() and key.isprintable())
-        _require(key_ok, "api_key", key, "a key of ASCII letters, digits and signs, without spaces around it")
-        _check_upstream(self)
-        _require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
-        _require(not set(self.index) & set("/\\\0"), "index", self.index, "a name without slashes")
-        _require(self.index not in (".", ".."), "index", self.index, "a name")
-        _require(
-            _TABLE.fullmatch(self.dynamodb_table) is not None,
+        require(key_ok, "api_key", key, "a key of ASCII letters, digits and signs, without spaces around it")
+        check_upstream(self)
+        require(0 <= self.retention_days <= 36500, "retention_days", self.retention_days, "a number from 0 to 36500")
+        lasting = self.store == "dynamodb" or self.allow_local_store or not self.sagemaker
+        require(lasting, "store", self.store, "dynamodb in SageMaker mode, or allow_local_store with it")
+        check_keys(self)
+        require(self.history_turns >= 1, "history_turns", self.history_turns, "at least 1")
+        require(not set(self.index) & set("/\\\0"), "index", self.index, "a name without slashes")
+        require(self.index not in (".", ".."), "index", self.index, "a name")
+        require(
+            TABLE_NAME.fullmatch(self.dynamodb_table) is not None,
             "dynamodb_table",
             self.dynamodb_table,
             "3 to 255 letters, digits, '.', '_' or '-'",
         )
+        check_session_keys(self)
         if self.dynamodb_endpoint:
-            _check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
-        _require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
-        _require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
+            check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
+        require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
+        require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 
     def without_index(self) -> "Settings":
         """Return the same settings, answering from the model alone."""
@@ -215,68 +229,28 @@ class Settings:
         return (self.offload_dir or self.home / "offload").expanduser()
 
     @property
+    def retention_s(self) -> float | None:
+        """Seconds until a session ends; None for never."""
+        return self.retention_days * 86400 if self.retention_days else None
+
+    @property
     def database(self) -> Path:
         """The SQLite session store."""
         return self.home / "sessions.sqlite3"
 
+    @property
+    def key_database(self) -> Path:
+        """The keys of sessions in SQLite, apart from their text so that a copy of one lacks the other."""
+        return self.home / "session-keys.sqlite3"
+
+    @property
+    def key_table(self) -> str:
+        """The keys of sessions in DynamoDB."""
+        return f"{self.dynamodb_table}-keys"
+
 
 def _names_in(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _require(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ConfigError(f"{name} is {value!r}, expected {expected}; set {ENV_PREFIX}{name.upper()} or {FILE_NAME}")
-
-
-def _check_address(name: str, url: str, example: str) -> None:
-    """Refuse what is no address of a server, and one with a name or key in it, which errors would print."""
-    shown = url if "@" not in url else "an address with a name or key in it"
-    ok = _ADDRESS.fullmatch(url) is not None
-    _require(ok, name, shown, f"an address that starts http:// or https://, e.g. {example}")
-
-
-def _check_upstream(settings: Settings) -> None:
-    """Check what says how another server is used; its address is needed where it is the engine."""
-    url, context = settings.upstream_url, settings.upstream_context
-    if url or settings.engine == "openai":
-        _check_address("upstream_url", url, "http://127.0.0.1:8000/v1")
-    if settings.upstream_proxy:
-        _check_address("upstream_proxy", settings.upstream_proxy, "http://proxy:3128")
-    key = settings.upstream_key
-    key_ok = key is None or (key != "" and key.isascii() and key.isprintable() and " " not in key)
-    _require(key_ok, "upstream_key", key, "a key of ASCII characters that is not empty, without spaces")
-    _require(0 <= context <= 1 << 24, "upstream_context", context, "a number from 0 to 16777216")
-    asks = settings.engine != "openai" or settings.upstream_auth != "sagemaker" or context > 0
-    _require(asks, "upstream_context", context, "the model's context, since SageMaker does not tell it")
-    unknown = set(settings.upstream_field_names) - set(UPSTREAM_FIELDS)
-    _require(not unknown, "upstream_fields", settings.upstream_fields, "names among " + ", ".join(UPSTREAM_FIELDS))
-    headers_ok = all(_HEADER.fullmatch(name) and name.lower() not in _OWN_HEADERS for name in settings.session_headers)
-    _require(headers_ok, "upstream_session_header", settings.upstream_session_header, "names of headers of your own")
-    for name in ("upstream_timeout_s", "upstream_stall_s"):
-        _require(0 < getattr(settings, name) <= 3600, name, getattr(settings, name), "a number above 0, at most 3600")
-
-
-def _key_in(file: Path, setting: str) -> Secret:
-    """Return the key that a file holds for a setting, line end left out.
-
-    Raises:
-        ConfigError: there is no key in it, naming the file and never what it holds.
-    """
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or type(error).__name__})"
-    except UnicodeDecodeError:
-        problem = "is not UTF-8 text"
-    else:
-        if key and key.isprintable():
-            return Secret(key)
-        problem = "holds more than one line, or a character that does not print" if key else "is empty"
-    raise ConfigError(
-        f"{setting}_file is {str(file)!r}, which {problem}; write the key into it, on one line, or set "
-        f"{ENV_PREFIX}{setting.upper()}"
-    )
 
 
 def load_settings(

@@ -5,17 +5,17 @@ service = OpenChatKitService(ScriptedModel(["Hello ", "there."]), KeywordModerat
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from chatkit.conversation import Conversation
-from chatkit.errors import NotFound
+from chatkit.errors import ChatkitError, NotFound
 from chatkit.prompt_formats import OpenChatKitFormat
-from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, SessionList, Ticket
-from chatkit.sessions import items
+from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionHead, SessionList, Ticket
+from chatkit.sessions import items, records
 from chatkit.types import LABELS, Chunk, Direction, ModerationResult, Owner, Passage, SamplingParams, Turn
 
 
@@ -131,59 +131,30 @@ class ListRetriever:
 class MemoryStore:
     """A TurnStore and SessionArchive that forgets everything with the process; for tests and for trying things out."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, *, clock: Callable[[], float] = time.time, retention_s: float | None = None) -> None:
         self._clock = clock
-        self._heads: dict[str, SessionHead] = {}
-        self._turns: dict[str, dict[int, tuple[dict[str, Any], float | None]]] = {}
-        self._requests: dict[str, tuple[str, int]] = {}
+        self._retention_s = retention_s
+        self._kept = _Kept()
 
     async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
         """Return the newest turns."""
-        key = items.session_key(owner, session_id)
-        if key not in self._heads:
-            if session_id.startswith("s-"):
-                raise items.unknown_session(session_id)
-            return Conversation()
-        newest = self._heads[key].turns
-        return Conversation(tuple(self._turn(key, seq) for seq in range(max(1, newest - limit + 1), newest + 1)))
+        return records.load(self._kept, owner, session_id, limit, self._clock())
 
     async def accept(self, turn: NewTurn) -> Accepted:
         """Number the turn, or recognise its request id."""
-        request = items.request_key(turn.owner, turn.request_id)
-        if request in self._requests:
-            return self._accept_again(turn, *self._requests[request])
-        key, now = items.session_key(turn.owner, turn.session_id), self._clock()
-        if key not in self._heads:
-            items.check_may_open(turn)
-            self._heads[key] = SessionHead(turn.session_id, 0, round(now, 3))
-        seq = self._heads[key].turns + 1
-        self._heads[key] = replace(self._heads[key], turns=seq)
-        self._requests[request] = (turn.session_id, seq)
-        self._write(key, items.new_item(turn, seq, now))
-        return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
-
-    def _accept_again(self, turn: NewTurn, session_id: str, seq: int) -> Accepted:
-        key = items.session_key(turn.owner, session_id)
-        item, lease = self._turns[key][seq]
-        stored = items.answer_again(turn, session_id, item, expired=lease is not None and lease < self._clock())
-        if stored.status != "aborted":
-            return Accepted(session_id, repeat=stored)
-        attempt = stored.attempt + 1
-        self._write(key, items.new_item(turn, seq, stored.created_at) | {"attempt": attempt})
-        return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, attempt))
+        return records.accept(self._kept, turn, self._clock(), self._retention_s)
 
     async def renew(self, ticket: Ticket) -> None:
         """Extend the lease of a pending turn."""
-        self._write(items.session_key(ticket.owner, ticket.session_id), self._owned(ticket))
+        records.renew(self._kept, ticket, self._clock())
 
     async def finish(self, ticket: Ticket, outcome: Outcome) -> None:
         """Store how the turn ended."""
-        self._write(items.session_key(ticket.owner, ticket.session_id), items.ended(self._owned(ticket), outcome))
+        records.finish(self._kept, ticket, outcome, self._clock())
 
     async def sessions(self, owner: Owner, *, limit: int, cursor: str | None = None) -> SessionList:
         """List the owner's sessions, the one opened last first."""
-        mine = [head for key, head in self._heads.items() if key == items.session_key(owner, head.session_id)]
-        mine.sort(key=_opened, reverse=True)
+        mine = sorted(self._heads(owner), key=_opened, reverse=True)
         if cursor is not None:
             position = items.position_of(owner, cursor)
             mine = [head for head in mine if _opened(head) < position]
@@ -191,33 +162,62 @@ class MemoryStore:
 
     async def page(self, owner: Owner, session_id: str, *, limit: int, after: int = 0) -> tuple[Turn, ...]:
         """Return turns, oldest first."""
-        key = items.session_key(owner, session_id)
-        if key not in self._heads:
-            raise items.unknown_session(session_id)
-        return tuple(self._turn(key, seq) for seq in sorted(self._turns[key]) if seq > after)[:limit]
+        return records.page(self._kept, owner, session_id, limit, after, self._clock())
 
     async def delete(self, owner: Owner, session_id: str) -> None:
         """Forget a session."""
-        key = items.session_key(owner, session_id)
-        self._heads.pop(key, None)
-        for item, _ in self._turns.pop(key, {}).values():
-            self._requests.pop(items.request_key(owner, item["request_id"]), None)
+        records.delete(self._kept, owner, session_id)
+
+    async def purge(self, owner: Owner, *, closed_s: float = CLOSED_S) -> int:
+        """Forget everything of an owner."""
+        removed = len(self._heads(owner))
+        for partition in [p for p in self._kept.partitions if p.startswith(f"{items.owner_key(owner)}#")]:
+            self._kept.drop(partition)
+        if closed_s > 0:
+            mark = items.new_mark(self._clock(), closed_s)
+            self._kept.put(items.owner_mark_key(owner), items.OWNER, mark)
+        return removed
+
+    async def restore(self, owner: Owner, session_id: str, turns: Sequence[Turn], *, expires_at: float | None) -> None:
+        """Write a session as `page` gave it."""
+        before = copy.deepcopy(self._kept.partitions)
+        try:
+            records.restore(self._kept, owner, session_id, turns, expires_at, self._clock())
+        except ChatkitError:
+            self._kept.partitions = before
+            raise
 
     def close(self) -> None:
         """Nothing is held."""
 
-    def _owned(self, ticket: Ticket) -> dict[str, Any]:
-        turns = self._turns.get(items.session_key(ticket.owner, ticket.session_id), {})
-        return items.check_owned(ticket, turns.get(ticket.seq, (None, None))[0])
+    def _heads(self, owner: Owner) -> list[SessionHead]:
+        start, now = items.session_key(owner, ""), self._clock()
+        heads = {p: rows.get(items.META) for p, rows in self._kept.partitions.items() if p.startswith(start)}
+        return [
+            items.head_of(p, head) for p, head in heads.items() if head is not None and not items.is_gone(head, now)
+        ]
 
-    def _turn(self, key: str, seq: int) -> Turn:
-        item, lease = self._turns[key][seq]
-        return items.turn_of(item, expired=lease is not None and lease < self._clock())
 
-    def _write(self, key: str, item: dict[str, Any]) -> None:
-        pending = item["status"] == "pending"
-        lease = self._clock() + items.LEASE_S if pending else None
-        self._turns.setdefault(key, {})[item["seq"]] = (item, lease)
+class _Kept:
+    """Items in memory; see sessions.records.Records."""
+
+    def __init__(self) -> None:
+        self.partitions: dict[str, dict[str, dict[str, Any]]] = {}
+
+    def get(self, partition: str, key: str) -> dict[str, Any] | None:
+        return self.partitions.get(partition, {}).get(key)
+
+    def put(self, partition: str, key: str, item: dict[str, Any]) -> None:
+        self.partitions.setdefault(partition, {})[key] = item
+
+    def drop(self, partition: str) -> None:
+        self.partitions.pop(partition, None)
+
+    def rows(self, partition: str, *, after: str | None = None) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        kept = self.partitions.get(partition, {})
+        for key in sorted(kept, reverse=after is None):
+            if after is None or key > after:
+                yield key, kept[key]
 
 
 def _opened(head: SessionHead) -> tuple[float, str]:

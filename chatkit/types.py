@@ -66,6 +66,7 @@ class Passage:
         text: the words themselves; empty where only the reference was kept.
         start, end: character offsets of `text` in the document.
         score: cosine to the query, higher is better.
+        text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Passage:
     start: int = 0
     end: int = 0
     score: float = 0.0
+    text_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,8 @@ class ChatRequest:
         instructions: what the caller's own system message says; it follows the service's.
         history: the conversation so far where the caller keeps it: the turn is then answered and not stored. None
             reads it from the store.
+        replaces: number of the turn that this one is to stand in for, edited or said again: it and what followed it
+            are kept and no longer part of the conversation.
     """
 
     text: str
@@ -156,6 +160,7 @@ class ChatRequest:
     deadline_s: float | None = None
     instructions: str = ""
     history: tuple[Message, ...] | None = None
+    replaces: int | None = None
 
     def __post_init__(self) -> None:
         """Check what a caller may ask for; the stop words of the prompt's format come on top."""
@@ -219,6 +224,8 @@ class Turn:
         label: the moderation label of a blocked turn.
         blocked: which side was blocked, None otherwise.
         passages: references only, their text is not stored.
+        replaces: the number that this turn stands in for; while it is pending or complete, that turn and those between
+            the two are hidden.
     """
 
     seq: int
@@ -234,6 +241,7 @@ class Turn:
     usage: Usage = field(default_factory=Usage)
     passages: tuple[Passage, ...] = ()
     created_at: float = 0.0
+    replaces: int | None = None
 
 
 # The events of a turn, in order: TurnStarted, Retrieved, TextDelta…, Replace?, then Reply or Error.

@@ -3,14 +3,14 @@
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatkit.engines import open_model
-from chatkit.errors import ModelError
+from chatkit.errors import ConfigError, ModelError
 from chatkit.planning import ServiceOptions
-from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionArchive, TurnStore
+from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionStore
 from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import MeanPoolingEncoder
     from chatkit.retrieval.live import LiveIndexes
+    from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
 async def build_service(settings: Settings) -> OpenChatKitService:
@@ -55,11 +56,18 @@ async def build_service(settings: Settings) -> OpenChatKitService:
         embedders = (encoder, own) if own is not None else (encoder,)
         resources = stack.pop_all()
         return OpenChatKitService(
-            model, moderator, store, retriever=retriever, embedders=embedders, options=options, resources=resources
+            model,
+            moderator,
+            store,
+            retriever=retriever,
+            embedders=embedders,
+            archive=store,
+            options=options,
+            resources=resources,
         )
 
 
-def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Moderator, Retriever | None, TurnStore]:
+def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Moderator, Retriever | None, "Store"]:
     encoder = open_encoder(settings)
     stack.callback(encoder.close)
     store = open_store(settings)
@@ -70,8 +78,8 @@ def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Mod
     return encoder, open_moderator(settings, encoder), retriever, store
 
 
-class Store(TurnStore, SessionArchive, Protocol):
-    """What every session store is: where turns live, and what reads and removes them."""
+class Store(SessionStore, Protocol):
+    """A session store that has been opened."""
 
     def close(self) -> None:
         """Wait for what runs and let go of the store."""
@@ -79,29 +87,72 @@ class Store(TurnStore, SessionArchive, Protocol):
 
 
 def open_store(settings: Settings) -> Store:
-    """Open the session store that the settings name.
+    """Open the session store that the settings name, encrypted where they name a master key.
 
     Raises:
         StoreFailed: it cannot be opened.
-        ConfigError: its table, credentials or library are missing.
+        ConfigError: its table, credentials or library are missing, or its keys.
     """
+    if settings.store == "dynamodb" and settings.dynamodb_create_table:
+        create_table(settings)
+    if not settings.session_keys:
+        if settings.store == "sqlite" and settings.key_database.exists():
+            raise ConfigError(
+                f"session_keys is not set, and sessions here are encrypted: {str(settings.key_database)!r} has their "
+                "keys; set it as it was, or move that file away and lose them"
+            )
+        return _open_plain(settings)
+    from chatkit.sessions.encryption import EncryptedStore
+
+    keys = _open_keys(settings)
+    try:
+        return EncryptedStore(_open_plain(settings), keys, retention_s=settings.retention_s)
+    except BaseException:
+        keys.close()
+        raise
+
+
+def _open_keys(settings: Settings) -> "KeyRing":
+    from chatkit.sessions.key_shelves import DynamoDBKeys, SQLiteKeys
+    from chatkit.sessions.master_keys import open_master
+    from chatkit.sessions.session_keys import KeyRing
+
+    master = open_master(settings.session_keys, region=settings.dynamodb_region)
+    with ExitStack() as stack:
+        stack.callback(master.close)
+        if settings.store == "dynamodb":
+            table, region, endpoint = settings.key_table, settings.dynamodb_region, settings.dynamodb_endpoint
+            shelf: KeyShelf = DynamoDBKeys(table, region=region, endpoint=endpoint)
+        else:
+            shelf = SQLiteKeys(settings.key_database if settings.store == "sqlite" else None)
+        stack.callback(shelf.close)
+        keys = KeyRing(shelf, master)
+        keys.check(settings.session_keys)
+        stack.pop_all()
+    return keys
+
+
+def _open_plain(settings: Settings) -> Store:
     if settings.store == "memory":
         from chatkit.testing import MemoryStore
 
-        return MemoryStore()
+        return MemoryStore(retention_s=settings.retention_s)
     if settings.store == "dynamodb":
         from chatkit.sessions.dynamodb import DynamoDBStore
 
         return DynamoDBStore(
-            settings.dynamodb_table, region=settings.dynamodb_region, endpoint=settings.dynamodb_endpoint
+            settings.dynamodb_table,
+            region=settings.dynamodb_region,
+            endpoint=settings.dynamodb_endpoint,
+            retention_s=settings.retention_s,
         )
     from chatkit.sessions.sqlite import SQLiteStore
 
-    return SQLiteStore(settings.database)
+    return SQLiteStore(settings.database, retention_s=settings.retention_s)
 
 
 def create_table(settings: Settings) -> bool:
-    """Create the DynamoDB table that the settings name, whatever store they name; return whether it is new.
+    """Create the DynamoDB table that the settings name, and that of its keys; return whether the first is new.
 
     Raises:
         ConfigError: there is one with other keys, or credentials, permission or the library are missing.
@@ -109,11 +160,15 @@ def create_table(settings: Settings) -> bool:
     """
     from chatkit.sessions.table import Table
 
-    table = Table(settings.dynamodb_table, region=settings.dynamodb_region, endpoint=settings.dynamodb_endpoint)
-    try:
-        return table.create()
-    finally:
-        table.close()
+    created = []
+    for name in (settings.dynamodb_table, *([settings.key_table] if settings.session_keys else [])):
+        table = Table(name, region=settings.dynamodb_region, endpoint=settings.dynamodb_endpoint)
+        try:
+            created.append(table.create())
+            table.expire()
+        finally:
+            table.close()
+    return created[0]
 
 
 def open_encoder(settings: Settings) -> "MeanPoolingEncoder":

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK = ROOT / "docker" / "requirements.lock"
-EXTRAS = ("cpu", "local", "torch", "aws")
+EXTRAS = ("cpu", "local", "torch", "aws", "encryption")
 
 
 def main() -> int:

@@ -26,6 +26,7 @@ LOCKS = {
         "--extra=torch",
         "--extra=quantize",
         "--extra=aws",
+        "--extra=encryption",
         "--group=dev",
     ],
     "requirements-ministack.lock": ["--group=pyproject.toml:ministack"],

@@ -38,7 +38,12 @@ def running(folder: Path) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    environment |= {"GATEWAY_PORT": str(port), "BIND_HOST": "127.0.0.1", "SERVICES": "dynamodb", "SFTP_ENABLED": "0"}
+    environment |= {
+        "GATEWAY_PORT": str(port),
+        "BIND_HOST": "127.0.0.1",
+        "SERVICES": "dynamodb,kms",
+        "SFTP_ENABLED": "0",
+    }
     with (folder / "ministack.log").open("wb") as log:
         process = subprocess.Popen(
             [PROGRAM], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True

@@ -372,7 +372,7 @@ async def test_a_malformed_request_is_refused_in_one_line_and_leaves_nothing(req
     with pytest.raises(error, match=words) as caught:
         await service.reply(request_)
     assert "\n" not in str(caught.value)
-    assert service._store._heads == {}
+    assert service._store._kept.partitions == {}
 
 
 async def test_closing_lets_turns_end_stores_the_rest_as_aborted_and_closes_resources() -> None:

@@ -240,3 +240,23 @@ def test_an_endpoint_is_an_address_without_a_name_or_key(endpoint):
         Settings(dynamodb_endpoint=endpoint)
     assert "canary" not in str(caught.value)
     assert Settings(dynamodb_endpoint="https://dynamodb.eu-central-1.amazonaws.com/").dynamodb_endpoint != ""
+
+
+def test_sagemaker_mode_refuses_a_store_that_dies_with_its_container_unless_forced() -> None:
+    for store in ("sqlite", "memory"):
+        with pytest.raises(ConfigError, match=f"store is '{store}', expected dynamodb in SageMaker mode"):
+            load_settings({"sagemaker": True, "store": store}, environ={})
+        forced = load_settings({"sagemaker": True, "store": store, "allow_local_store": True}, environ={})
+        assert (forced.store, forced.sagemaker) == (store, True)
+    with pytest.raises(ConfigError, match=r"allow_local_store with it; set CHATKIT_STORE or chatkit\.toml"):
+        load_settings(environ={"CHATKIT_SAGEMAKER": "true"})
+    assert load_settings({"store": "dynamodb"}, environ={"CHATKIT_SAGEMAKER": "1"}).store == "dynamodb"
+    assert load_settings(environ={"CHATKIT_ALLOW_LOCAL_STORE": "1"}).sagemaker is False
+
+
+def test_a_retention_in_days_is_seconds_for_the_store_and_none_without_one() -> None:
+    assert load_settings(environ={}).retention_s is None
+    assert load_settings({"retention_days": "1.5"}, environ={}).retention_s == 129_600
+    for wrong in ("-1", "36501", "nan"):
+        with pytest.raises(ConfigError, match="retention_days"):
+            load_settings({"retention_days": wrong}, environ={})

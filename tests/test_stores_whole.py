@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests import ministack
+from tests.encrypted import key_file
 from tests.serving import Served
 
 FORGOTTEN = 404
@@ -16,9 +17,11 @@ def tell(service: Served) -> str:
     return told["session_id"]
 
 
-@pytest.mark.parametrize("store", ["sqlite", "dynamodb"])
+@pytest.mark.parametrize("store", ["sqlite", "sqlite encrypted", "dynamodb"])
 def test_a_conversation_goes_on_after_a_restart_whatever_store_keeps_it(tmp_path, models_dir, request, store):
-    flags = ["--store", store]
+    flags = ["--store", store.split()[0]]
+    if store.endswith(" encrypted"):
+        flags += ["--session-keys", f"file:{key_file(tmp_path)}"]
     if store == "dynamodb":
         address = request.getfixturevalue("dynamodb")
         flags += ["--dynamodb-table", ministack.new_table(address), "--dynamodb-endpoint", address]
@@ -30,6 +33,8 @@ def test_a_conversation_goes_on_after_a_restart_whatever_store_keeps_it(tmp_path
         assert "Zebulon" in again["outputs"]
         repeat = service.ask("What is my name?", session_id=session, request_id="request-again", max_new_tokens=30)
         assert (repeat["replayed"], repeat["outputs"]) == (True, again["outputs"])
+    files = b"".join(file.read_bytes() for file in (tmp_path / "home").glob("*sqlite3*"))
+    assert (b"Zebulon" in files) == (store == "sqlite")
     shown = service.chatkit("sessions", "show", session, "--json", *flags)
     turns = json.loads(shown.stdout)["turns"]
     assert [(turn["seq"], turn["status"], turn["assistant"]) for turn in turns][1:] == [

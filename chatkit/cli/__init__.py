@@ -24,7 +24,7 @@ COMMANDS = {
     "prepare-index": "Build an index from files and folders.",
     "search": "Look up passages in an index.",
     "serve": "Answer over HTTP.",
-    "sessions": "List, show, export and remove sessions; make the table.",
+    "sessions": "List, show, export, import, check and remove sessions.",
 }
 
 # Exit codes: 0 done, 1 something failed, 2 wrong usage or input, 3 not found, 4 try again later, 130 interrupted.

@@ -30,6 +30,8 @@ _KINDS: dict[str, tuple[Callable[[str], Any], str]] = {
     "index": (str, "the name of an index"),
 }
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+# What another answer is sampled with where no temperature is chosen: the likeliest tokens alone are the same once more.
+_OTHER_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,24 @@ class Hyperparameters:
         if not self.searches and (chosen.get("retrieval") or chosen.get("index")):
             raise InvalidRequest("there is no index open here; start again with --index and without --no-retrieval")
         return new
+
+    def varied(self) -> tuple["Hyperparameters", str]:
+        """Return these values, sampling where nothing was chosen against it, and in words what is to be expected.
+
+        A service samples only where it is asked to, so one whose values are not known is taken to have temperature 0.
+        """
+        values = {**self.defaults, **self.chosen}
+        if "temperature" not in self.chosen and not values.get("temperature"):
+            sampling = replace(self, chosen={**self.chosen, "temperature": _OTHER_TEMPERATURE})
+            return sampling, (
+                f"asking with temperature {_OTHER_TEMPERATURE}, since at 0 the same answer would come; "
+                "/hyperparameters temperature=… sets another"
+            )
+        for name, fixed in (("temperature", values["temperature"] == 0), ("seed", values.get("seed") is not None)):
+            if fixed:
+                step = f"/hyperparameters {name}= takes it back"
+                return self, f"{name} is set to {values[name]}, so the same answer may come; {step}"
+        return self, f"asking with temperature {values['temperature']}"
 
     def sampling(self) -> SamplingParams:
         """Return how the next answer is sampled."""

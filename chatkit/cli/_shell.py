@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 from chatkit import errors
 from chatkit.cli._hyperparameters import Hyperparameters
@@ -18,6 +19,8 @@ HELP = {
     "/raw_prompt": "show the prompt that the model got last",
     "/sources": "show the sources of the last answer in full",
     "/again": "ask the last message again, as the same turn",
+    "/regenerate": "ask for another answer to the last message, in the place of the one it has",
+    "/edit TEXT": "answer TEXT in the place of the last message",
     "/hyperparameters [NAME=VALUE …]": "show, or set, how answers are sampled and what is looked up",
     "/session [ID]": "show the session, or go on with another",
     "/reset": "begin a new conversation",
@@ -63,12 +66,17 @@ class Shell:
         self._hyperparameters = hyperparameters
         self._sources: tuple[Passage, ...] = ()
         self._last: tuple[Question, str] | None = None
+        # The last message of the conversation, and the number of its turn once that is answered.
+        self._asked: Question | None = None
+        self._answered: int | None = None
         self._leaving = False
         self._commands: dict[str, Callable[[str], Awaitable[None]]] = {
             "/raw_say": self._raw_say,
             "/raw_prompt": self._raw_prompt,
             "/sources": self._show_sources,
             "/again": self._again,
+            "/regenerate": self._regenerate,
+            "/edit": self._edit,
             "/hyperparameters": self._set,
             "/session": self._go_on,
             "/reset": self._reset,
@@ -110,12 +118,14 @@ class Shell:
                 raise errors.InvalidRequest(_unknown(name))
             await command(rest[0].strip() if rest else "")
 
-    def _question(self, text: str, *, alone: bool = False) -> Question:
-        return Question(text, new_request_id(), self.session, self._hyperparameters, alone)
+    def _question(self, text: str, *, alone: bool = False, replaces: int | None = None) -> Question:
+        return Question(text, new_request_id(), self.session, self._hyperparameters, alone, replaces)
 
     async def _ask(self, question: Question, line: str) -> None:
         """Run one turn, stoppable by Ctrl-C; its line is kept once the check has let it pass and the turn is stored."""
         self._last = (question, line)
+        if not question.alone:
+            self._asked, self._answered = question, None
         accepted: list[bool] = []
         try:
             await self._interrupts.stoppable(self._turn(question, accepted))
@@ -145,6 +155,8 @@ class Shell:
                         accepted.append(event.finish_reason != "content_filter")
                         self._sources = event.passages
                         self._screen.answered(event, self._notes(event, question))
+                        if not question.alone:
+                            self._answered = event.seq
                     case Error(error):
                         raise error
 
@@ -188,6 +200,31 @@ class Shell:
             raise errors.InvalidRequest("there is no message to ask again; send one first")
         await self._ask(*self._last)
 
+    async def _regenerate(self, rest: str) -> None:
+        _require_nothing("/regenerate", rest)
+        asked, replaces = self._newest()
+        if replaces is None:
+            raise errors.InvalidRequest("the last message has no answer to replace; /again asks for one")
+        values, note = self._hyperparameters.varied()
+        self._screen.tell(note)
+        again = replace(self._question(asked.text, replaces=replaces), hyperparameters=values)
+        await self._ask(again, "/regenerate")
+
+    async def _edit(self, text: str) -> None:
+        if not text:
+            raise errors.InvalidRequest("/edit is without a text, expected /edit TEXT")
+        _, replaces = self._newest()
+        await self._ask(self._question(text, replaces=replaces), f"/edit {text}")
+
+    def _newest(self) -> tuple[Question, int | None]:
+        """Return the last message and the number of the turn that one in its place replaces; None without an answer."""
+        if self._asked is None:
+            raise errors.InvalidRequest("nothing was said in this conversation here yet; send a message first")
+        if self._answered == 0:
+            raise errors.InvalidRequest("this service does not number its answers, so none can be replaced; update it")
+        # What was stopped or failed hides nothing, not even what it was to replace.
+        return self._asked, self._answered or self._asked.replaces
+
     async def _set(self, words: str) -> None:
         self._hyperparameters = self._hyperparameters.changed(words)
         self._screen.tell("\n".join(self._hyperparameters.rows()))
@@ -195,13 +232,17 @@ class Shell:
     async def _go_on(self, session: str) -> None:
         if session:
             check_id("the session", session)
-            self.session, self._sources, self._last = session, (), None
+            self._turn_to(session)
         self._screen.tell(f"session {self.session}" if self.session else "no session yet; the next message opens one")
 
     async def _reset(self, rest: str) -> None:
         _require_nothing("/reset", rest)
-        self.session, self._sources, self._last = None, (), None
+        self._turn_to(None)
         self._screen.tell("a new conversation begins with the next message")
+
+    def _turn_to(self, session: str | None) -> None:
+        self.session, self._sources, self._last = session, (), None
+        self._asked = self._answered = None
 
     async def _help(self, rest: str) -> None:
         width = max(map(len, HELP)) + 2
@@ -227,6 +268,6 @@ def _next_step(error: errors.ChatkitError) -> tuple[str, str]:
     if not isinstance(error, errors.NotFound):
         return next(((typed, piped) for kind, typed, piped in _NEXT if isinstance(error, kind)), ("", ""))
     for word, steps in (("session", _NEXT_SESSION), ("index", _NEXT_INDEX)):
-        if word in str(error):
+        if f"{word} '" in str(error):
             return steps
     return ("check --url", "check --url")

@@ -22,6 +22,7 @@ class Question:
     Attributes:
         session_id: None opens a session.
         alone: answered without the conversation and without retrieval, and not stored.
+        replaces: number of the turn whose place this one takes.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Question:
     session_id: str | None
     hyperparameters: Hyperparameters
     alone: bool = False
+    replaces: int | None = None
 
 
 class Talker(Protocol):
@@ -84,6 +86,7 @@ class LocalTalker:
                 sampling=settings.sampling(),
                 retrieval=RetrievalOptions(enabled=False) if question.alone else settings.retrieval(),
                 history=() if question.alone else None,
+                replaces=question.replaces,
             )
         )
         try:
@@ -123,11 +126,12 @@ class RemoteTalker:
             raise InvalidRequest(
                 f"{self._client.address} stores every turn; /raw_say needs the model here, in a shell without --url"
             )
+        place = {} if question.replaces is None else {"replaces": question.replaces}
         events = self._client.stream(
             question.text,
             request_id=question.request_id,
             session_id=question.session_id,
-            parameters=question.hyperparameters.parameters(),
+            parameters=question.hyperparameters.parameters() | place,
         )
         async with aclosing(events):
             async for event in events:

@@ -1,4 +1,4 @@
-"""`chatkit bench`: chatkit against the bare parts it is made of, and against other engines' servers."""
+"""`chatkit bench`: chatkit against the bare parts it is made of, other engines' servers, kills and races."""
 
 from pathlib import Path
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import click
 
 from chatkit.cli import setting_options
-from chatkit.errors import EngineFailed, InvalidRequest
+from chatkit.errors import ChatkitError, EngineFailed, InvalidRequest
 from chatkit.settings import load_settings
 
 
 @click.group()
 def bench() -> None:
-    """Measure chatkit against its bare parts and its peers; benchmarks/README.md says how and what came out."""
+    """Measure chatkit against its bare parts and its peers, and kill it; benchmarks/README.md has the figures."""
 
 
 @bench.command()
@@ -69,6 +69,51 @@ def engine(
     click.echo(report.as_json() if as_json else report.as_table())
     if failed := report.settings.get("failed"):
         raise EngineFailed(f"not every peer was measured: {'; '.join(failed.values())}")
+
+
+@bench.command()
+@click.option(
+    "--kills", default=0, metavar="INT", help="Kill a serving process so many times while clients talk to it."
+)
+@click.option("--clients", default=8, metavar="INT", help="Of --kills: clients that talk at a time, two in a session.")
+@click.option("--seed", default=0, metavar="INT", help="Of --kills: decides the moments and what clients do.")
+@click.option(
+    "--latest", default=0.8, metavar="FLOAT", help="Of --kills: the longest that a server serves, in seconds."
+)
+@click.option(
+    "--races", default=0, metavar="INT", help="Let writers of two processes race on one session so many times."
+)
+@click.option("--writers", default=3, metavar="INT", help="Of --races: writers of each process.")
+@click.option("--turns", default=50, metavar="INT", help="Of --races: turns of each writer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@setting_options("store", "dynamodb_table", "dynamodb_region", "dynamodb_endpoint")
+def sessions(latest: float, as_json: bool, config: str | None, flags: dict[str, Any], **shape: int) -> None:
+    """Check that no acknowledged turn is lost, doubled or out of place; exits 1 when one is.
+
+    \b
+    chatkit bench sessions --kills 1000 --store sqlite --json
+    chatkit bench sessions --kills 200 --store dynamodb --dynamodb-endpoint http://127.0.0.1:8000
+    chatkit bench sessions --races 20 --store sqlite
+
+    The model is scripted, the rest is real. SQLite gets a folder of its own. A DynamoDB table has to be there; what was
+    written to it is removed at the end, unless something is wrong with it.
+    """
+    from chatkit.evaluation.killing import KillBench
+    from chatkit.evaluation.races import RaceBench
+    from chatkit.evaluation.session_bench import bench_kills, bench_races
+
+    settings = load_settings(flags, file=Path(config) if config else None)
+    kills, runs = shape["kills"], shape["races"]
+    if bool(kills) == bool(runs):
+        raise InvalidRequest(f"--kills is {kills} and --races {runs}, expected one of them to be at least 1")
+    if kills:
+        verdict = bench_kills(settings, KillBench(kills, shape["clients"], shape["seed"], latest), _progress)
+    else:
+        verdict = bench_races(settings, RaceBench(runs, writers=shape["writers"], turns=shape["turns"]), _progress)
+    click.echo(verdict.report.as_json() if as_json else verdict.report.as_table())
+    if many := len(verdict.wrong):
+        found = "1 finding" if many == 1 else f"{many} findings"
+        raise ChatkitError(f"the store does not hold what was acknowledged: {found}, see above")
 
 
 def _progress(line: str) -> None:

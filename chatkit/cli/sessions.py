@@ -1,57 +1,58 @@
-"""`chatkit sessions`: what is stored, read and removed by whoever keeps the store."""
+"""`chatkit sessions`: what is stored, read, moved and removed by whoever keeps the store."""
 
-import asyncio
+import logging
+import math
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict
-from datetime import UTC, datetime
+import time
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from chatkit.cli import setting_options
+from chatkit.cli import exit_code, setting_options
+from chatkit.cli._sessions_store import (
+    DYNAMODB,
+    PAGE,
+    check_ids,
+    clock,
+    heads_of,
+    json_option,
+    owned,
+    read_session,
+    with_store,
+)
 from chatkit.cli._show import as_json as json_line
-from chatkit.cli._show import plain, source_line
-from chatkit.errors import ConfigError, InvalidRequest, NotFound
-from chatkit.settings import Settings, load_settings
-from chatkit.types import Owner, Turn, check_id
+from chatkit.cli._show import one_line, plain, source_line
+from chatkit.conversation import Newest
+from chatkit.errors import ChatkitError, NotFound, StoreFailed
+from chatkit.protocols import CLOSED_S
+from chatkit.session_lines import Line, fields_of
+from chatkit.settings import load_settings
+from chatkit.types import Owner, Turn
 
 if TYPE_CHECKING:
+    from chatkit.cli._sessions_import import Row
     from chatkit.protocols import SessionHead
     from chatkit.wiring import Store
 
-T = TypeVar("T")
-# Sessions and turns that are read at once.
-_PAGE = 100
-# Characters of an owner's name: with a session's id, percent-encoded, they fit a key of DynamoDB.
-_LONGEST_NAME = 64
-_STEP = "chatkit sessions list shows those there are"
-_DYNAMODB = ("dynamodb_table", "dynamodb_region", "dynamodb_endpoint")
+_REPAIR = (
+    "what can be read: chatkit sessions export --all > FILE; "
+    "for the rest put a backup of the store in its place, or bring in an export: chatkit sessions import FILE"
+)
 
 
 @click.group()
 def sessions() -> None:
-    """List, show, export and remove sessions; create the DynamoDB table."""
-
-
-def _owned(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add what names the store and whose sessions are meant."""
-    command = setting_options("home", "store", *_DYNAMODB, "api_key", "api_key_file")(command)
-    command = click.option("--user", metavar="NAME", help="Whose sessions; without it the service's own callers.")(
-        command
-    )
-    return click.option("--tenant", metavar="NAME", help="Of which tenant; without it the service's own.")(command)
-
-
-_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+    """List, show, export, import, check and remove sessions; create the DynamoDB table."""
 
 
 @sessions.command("list")
 @click.option("--limit", metavar="N", type=click.IntRange(min=1), help="List this many; without it all.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where a list with --limit ended.")
-@_json_option
-@_owned
+@json_option
+@owned
 def list_(
     limit: int | None, cursor: str | None, as_json: bool, config: str | None, flags: dict[str, Any], **whose: str | None
 ) -> None:
@@ -67,50 +68,62 @@ def list_(
         heads: list[SessionHead] = []
         at = cursor
         while True:
-            wanted = _PAGE if limit is None else min(_PAGE, limit - len(heads))
+            wanted = PAGE if limit is None else min(PAGE, limit - len(heads))
             page = await store.sessions(owner, limit=wanted, cursor=at)
             heads, at = [*heads, *page.sessions], page.cursor
             if at is None or len(heads) == limit:
                 return heads, at
 
-    heads, after = _with_store(config, flags, whose, read)
+    heads, after = with_store(config, flags, whose, read)
     if as_json:
         click.echo(json_line({"sessions": [asdict(head) for head in heads], "cursor": after}))
         return
     width = max([len(head.session_id) for head in heads], default=2)
-    click.echo(f"{'ID':<{width}}  TURNS  OPENED (UTC)")
+    click.echo(f"{'ID':<{width}}  TURNS  {'OPENED (UTC)':<19}  EXPIRES (UTC)")
     for head in heads:
-        click.echo(plain(f"{head.session_id:<{width}}  {head.turns:>5}  {_clock(head.created_at)}"))
+        ends = "never" if head.expires_at is None else clock(head.expires_at)
+        click.echo(plain(f"{head.session_id:<{width}}  {head.turns:>5}  {clock(head.created_at)}  {ends}"))
     if after is not None:
         click.echo(f"more: --cursor {after}", err=True)
 
 
 @sessions.command()
 @click.argument("session_id", metavar="ID")
-@_json_option
-@_owned
-def show(session_id: str, as_json: bool, config: str | None, flags: dict[str, Any], **whose: str | None) -> None:
+@click.option("--all", "everything", is_flag=True, help="Show replaced turns too, marked as hidden.")
+@json_option
+@owned
+def show(
+    session_id: str,
+    everything: bool,
+    as_json: bool,
+    config: str | None,
+    flags: dict[str, Any],
+    **whose: str | None,
+) -> None:
     """Show the turns of a session; of a blocked one the label and the length, its text was never kept."""
-    _check_ids(session_id)
-
-    async def read(store: "Store", owner: Owner) -> list[Turn]:
-        return [turn async for turn in _turns(store, owner, session_id)]
-
-    turns = _with_store(config, flags, whose, read)
+    check_ids(session_id)
+    turns, expires_at = with_store(config, flags, whose, lambda store, owner: read_session(store, owner, session_id))
+    visible = _visible(turns)
+    shown = turns if everything else [turn for turn in turns if turn.seq in visible]
     if as_json:
-        click.echo(json_line({"session_id": session_id, "turns": [asdict(turn) for turn in turns]}))
+        rows = [{**asdict(turn), "hidden": turn.seq not in visible} for turn in shown]
+        click.echo(json_line({"session_id": session_id, "expires_at": expires_at, "turns": rows}))
         return
-    click.echo("\n\n".join(map(_readable, turns)))
+    click.echo("\n\n".join(_readable(turn, hidden=turn.seq not in visible) for turn in shown))
+    if expires_at is not None:
+        click.echo(f"expires {clock(expires_at)} UTC", err=True)
+    if len(shown) < len(turns):
+        click.echo(f"hidden, for later ones replace them: {len(turns) - len(shown)}; --all shows them too", err=True)
 
 
 @sessions.command()
 @click.argument("session_ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "everything", is_flag=True, help="Every session of the owner.")
-@_owned
+@owned
 def export(
     session_ids: tuple[str, ...], everything: bool, config: str | None, flags: dict[str, Any], **whose: str | None
 ) -> None:
-    """Write sessions as JSON lines, one turn a line, with every field that is stored.
+    """Write sessions as JSON lines, one turn a line, with every field that is stored; `import` reads them.
 
     \b
     chatkit sessions export my-session > my-session.jsonl
@@ -118,33 +131,134 @@ def export(
     """
     if everything == bool(session_ids):
         raise click.UsageError("Name the sessions to export, or say --all.")
-    _check_ids(*session_ids)
+    check_ids(*session_ids)
 
-    async def write(store: "Store", owner: Owner) -> None:
+    async def write(store: "Store", owner: Owner) -> int:
         if not everything:
-            for session_id in session_ids:
-                await _write(store, owner, session_id)
-            return
-        cursor = None
-        while True:
-            page = await store.sessions(owner, limit=_PAGE, cursor=cursor)
-            for head in page.sessions:
-                try:
-                    await _write(store, owner, head.session_id)
-                except NotFound:
-                    click.echo(f"session {head.session_id!r} was removed meanwhile", err=True)
-            cursor = page.cursor
-            if cursor is None:
-                return
+            return sum([not await _write(store, owner, session_id) for session_id in session_ids])
+        damaged = 0
+        async for head in heads_of(store, owner):
+            try:
+                damaged += not await _write(store, owner, head.session_id, head.turns)
+            except NotFound:
+                click.echo(f"session {head.session_id!r} was removed meanwhile", err=True)
+        return damaged
 
-    _with_store(config, flags, whose, write)
+    if damaged := with_store(config, flags, whose, write):
+        raise ChatkitError(f"sessions with turns that cannot be read: {damaged}; the rest of each was written")
+
+
+async def _write(store: "Store", owner: Owner, session_id: str, least: int = 0) -> bool:
+    """Write a session of at least so many turns, and return whether each of them could be read."""
+    turns, expires_at = await read_session(store, owner, session_id)
+    total = max([least, *(turn.seq for turn in turns)])
+    for turn in turns:
+        click.echo(json_line(fields_of(Line(session_id, total, expires_at, turn))))
+        if turn.status == "pending":
+            said = f"turn {turn.seq} of session {session_id!r} is being answered; import takes no such turn, so export"
+            click.echo(f"{said} the session again when it has ended", err=True)
+    return len(turns) == total
+
+
+@sessions.command("import")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path(allow_dash=True))
+@click.option("--skip-existing", is_flag=True, help="Leave sessions as they are that are there already.")
+@json_option
+@owned
+def import_(
+    files: tuple[str, ...],
+    skip_existing: bool,
+    as_json: bool,
+    config: str | None,
+    flags: dict[str, Any],
+    **whose: str | None,
+) -> None:
+    """Write the sessions of an export, each as a whole or not at all; FILE is `-` for standard input.
+
+    A session that is there already, or whose lines are wrong, is refused with the line, and the others are written.
+    Whose they become says --user: a line does not tell its owner.
+
+    \b
+    chatkit sessions import turns.jsonl
+    chatkit sessions export --all | chatkit sessions import - --store dynamodb --skip-existing
+    """
+    from chatkit.cli._sessions_import import import_file, opened
+
+    rows: list[Row] = []
+    broken_off = None
+    try:
+        with opened(files) as named:
+
+            async def write(store: "Store", owner: Owner) -> None:
+                for name, file in named.items():
+                    async for row in import_file(store, owner, name, file, skip_existing=skip_existing):
+                        rows.append(row)
+                        if not as_json:
+                            click.echo(_row_line(row), err=row.status == "refused")
+
+            with_store(config, flags, whose, write)
+    except ChatkitError as error:
+        if not rows:
+            raise
+        broken_off = error
+    _sum_up(rows, as_json)
+    if broken_off is not None:
+        raise type(broken_off)(f"{broken_off}; then run it again with --skip-existing") from broken_off
+    failed = next((row.error for row in rows if row.error is not None), None)
+    if failed is not None:
+        sys.exit(exit_code(failed))
+
+
+def _row_line(row: "Row") -> str:
+    if row.status == "refused":
+        about = "" if row.session_id is None else f"session {row.session_id!r} was not imported: "
+        return one_line(f"error: {about}{row.why}")
+    why = f": {row.why}" if row.why else ""
+    return one_line(f"{row.status} {row.session_id}, turns {row.turns}{why}")
+
+
+def _sum_up(rows: "list[Row]", as_json: bool) -> None:
+    """Say how many sessions became what; for programs with every row."""
+    counts = Counter(row.status for row in rows)
+    if as_json:
+        table = [asdict(replace(row, error=None)) for row in rows]
+        totals = {status: counts[status] for status in ("imported", "skipped", "refused")}
+        click.echo(json_line({**totals, "sessions": table}))
+        return
+    told = ", ".join(f"{status} {counts[status]}" for status in ("imported", "skipped", "refused") if counts[status])
+    click.echo(told or "no session in it", err=True)
+
+
+@sessions.command()
+@json_option
+@owned
+def check(as_json: bool, config: str | None, flags: dict[str, Any], **whose: str | None) -> None:
+    """Read every turn of an owner, and of SQLite the whole file's structure; exit code 1 when something is wrong.
+
+    \b
+    chatkit sessions check
+    chatkit sessions check --user alice --json
+    """
+    from chatkit.cli._sessions_check import look_through
+
+    logging.getLogger("chatkit.sessions").setLevel(logging.CRITICAL)  # what it would report is in the result
+    looked = with_store(config, flags, whose, look_through)
+    if as_json:
+        click.echo(json_line(asdict(looked)))
+    else:
+        for problem in looked.problems:
+            click.echo(one_line(problem))
+        click.echo(f"sessions {looked.sessions}, turns {looked.turns}, problems {len(looked.problems)}")
+    if looked.problems:
+        click.echo(_REPAIR, err=True)
+        sys.exit(1)
 
 
 @sessions.command()
 @click.argument("session_ids", nargs=-1, required=True, metavar="ID...")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_json_option
-@_owned
+@json_option
+@owned
 def delete(
     session_ids: tuple[str, ...],
     yes: bool,
@@ -154,19 +268,17 @@ def delete(
     **whose: str | None,
 ) -> None:
     """Remove sessions with everything in them. Run it again when it breaks off; it ends what it began."""
-    if not yes and not sys.stdin.isatty():
-        raise click.UsageError("There is nobody to ask; say --yes to remove the sessions.")
-    _check_ids(*session_ids)
+    _require_somebody(yes, "to remove the sessions")
+    check_ids(*session_ids)
 
     async def remove(store: "Store", owner: Owner) -> list[dict[str, Any]]:
         named = ", ".join(map(repr, session_ids))
-        if not yes and not click.confirm(plain(f"Remove {named} of {owner.tenant}/{owner.user} for good?"), err=True):
-            raise click.Abort
+        _ask(yes, f"Remove {named} of {owner.tenant}/{owner.user} for good?")
         return [
             {"session_id": session_id, "found": await _remove(store, owner, session_id)} for session_id in session_ids
         ]
 
-    removed = _with_store(config, flags, whose, remove)
+    removed = with_store(config, flags, whose, remove)
     if as_json:
         click.echo(json_line({"removed": removed}))
         return
@@ -174,9 +286,46 @@ def delete(
         click.echo(plain(f"removed {row['session_id']}" if row["found"] else f"there is no {row['session_id']}"))
 
 
+@sessions.command()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--reopen", is_flag=True, help="Let the owner in again as soon as everything is gone.")
+@json_option
+@owned
+def purge(
+    yes: bool, reopen: bool, as_json: bool, config: str | None, flags: dict[str, Any], **whose: str | None
+) -> None:
+    """Remove everything of an owner: each session with its turns and request ids.
+
+    Until ten minutes later nothing new of this owner is taken, so that no turn on its way brings anything back. Run it
+    again when it breaks off; it goes on.
+
+    \b
+    chatkit sessions purge --user alice
+    chatkit sessions purge --user alice --yes --reopen
+    """
+    _require_somebody(yes, "to remove everything of the owner")
+    closed_s = 0.0 if reopen else CLOSED_S
+
+    async def remove(store: "Store", owner: Owner) -> tuple[Owner, int, int | None]:
+        shut = "" if reopen else f" and take nothing new from them for {CLOSED_S / 60:.0f} minutes"
+        _ask(yes, f"Remove every session of {owner.tenant}/{owner.user} for good{shut}?")
+        removed = await store.purge(owner, closed_s=closed_s)
+        return owner, removed, None if reopen else math.ceil(time.time() + closed_s)
+
+    try:
+        owner, removed, until = with_store(config, flags, whose, remove)
+    except StoreFailed as error:
+        raise StoreFailed(f"{error}; a purge that is run again goes on where it broke off") from error
+    if as_json:
+        click.echo(json_line({**asdict(owner), "removed": removed, "closed_until": until}))
+        return
+    shut = "; new turns are taken" if until is None else f"; nothing new is taken before {clock(until)} UTC"
+    click.echo(plain(f"removed everything of {owner.tenant}/{owner.user}, sessions {removed}{shut}"))
+
+
 @sessions.command("create-table")
-@_json_option
-@setting_options(*_DYNAMODB)
+@json_option
+@setting_options(*DYNAMODB)
 def create_table(as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
     """Create the DynamoDB table that the settings name, paid per request; harmless where it is there already.
 
@@ -194,74 +343,15 @@ def create_table(as_json: bool, config: str | None, flags: dict[str, Any]) -> No
     click.echo(f"table {settings.dynamodb_table!r}: {'created' if created else 'already there'}")
 
 
-def _with_store(
-    config: str | None,
-    flags: dict[str, Any],
-    whose: dict[str, str | None],
-    work: "Callable[[Store, Owner], Awaitable[T]]",
-) -> T:
-    """Open the store of the settings, do the work for the owner that is meant, and close it."""
-    from chatkit import wiring
-
-    settings = load_settings(flags, file=Path(config) if config else None)
-    if settings.store == "memory":
-        raise ConfigError("store is 'memory', which only the running service can see; use sqlite or dynamodb")
-    owner = _owner(settings, **whose)
-    store = wiring.open_store(settings)
-    try:
-        return asyncio.run(_awaited(work(store, owner)))
-    finally:
-        store.close()
+def _require_somebody(yes: bool, purpose: str) -> None:
+    """Refuse to ask where nobody can answer."""
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError(f"There is nobody to ask; say --yes {purpose}.")
 
 
-async def _awaited(work: Awaitable[T]) -> T:
-    return await work
-
-
-def _owner(settings: Settings, *, tenant: str | None, user: str | None) -> Owner:
-    """Return whose sessions are meant: those of the callers that a service with these settings has, unless named."""
-    own = Owner.behind(settings.api_key)
-    for name, value in (("--tenant", tenant), ("--user", user)):
-        if value is not None and not (1 <= len(value) <= _LONGEST_NAME and value.isprintable()):
-            raise InvalidRequest(
-                f"{name} is {value[:80]!r}, expected 1 to {_LONGEST_NAME} characters that print; without it, "
-                "chatkit sessions list shows the sessions of the service's own callers"
-            )
-    return Owner(own.tenant if tenant is None else tenant, own.user if user is None else user)
-
-
-def _check_ids(*session_ids: str) -> None:
-    """Refuse what can be no session's id, as the service does.
-
-    Raises:
-        InvalidRequest: naming the first.
-    """
-    for session_id in session_ids:
-        try:
-            check_id("ID", session_id)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"{error}; {_STEP}") from None
-
-
-async def _turns(store: "Store", owner: Owner, session_id: str) -> AsyncIterator[Turn]:
-    """Yield the turns of a session, page by page.
-
-    Raises:
-        NotFound: there is no such session.
-    """
-    after = 0
-    try:
-        while page := await store.page(owner, session_id, limit=_PAGE, after=after):
-            for turn in page:
-                yield turn
-            after = page[-1].seq
-    except NotFound:
-        raise NotFound(f"session {session_id!r} does not exist; {_STEP}") from None
-
-
-async def _write(store: "Store", owner: Owner, session_id: str) -> None:
-    async for turn in _turns(store, owner, session_id):
-        click.echo(json_line({"session_id": session_id, **asdict(turn)}))
+def _ask(yes: bool, question: str) -> None:
+    if not yes and not click.confirm(plain(question), err=True):
+        raise click.Abort
 
 
 async def _remove(store: "Store", owner: Owner, session_id: str) -> bool:
@@ -275,12 +365,24 @@ async def _remove(store: "Store", owner: Owner, session_id: str) -> bool:
     return found
 
 
-def _readable(turn: Turn) -> str:
+def _visible(turns: list[Turn]) -> set[int]:
+    """Return the numbers of the turns that no later one replaces."""
+    newest = Newest(len(turns))
+    for turn in reversed(turns):
+        newest.take(turn)
+    return {turn.seq for turn in newest.conversation()}
+
+
+def _readable(turn: Turn, *, hidden: bool) -> str:
     """Return a turn as lines that a terminal only shows."""
     notes = [turn.status, *([f"attempt {turn.attempt}"] if turn.attempt > 1 else [])]
     if turn.finish_reason not in (None, "stop", "aborted", "content_filter"):
         notes.append(f"ended by {turn.finish_reason}")
-    lines = [f"#{turn.seq}  {_clock(turn.created_at)}  {', '.join(notes)}  {turn.request_id}"]
+    if turn.replaces is not None:
+        notes.append(f"replaces #{turn.replaces}")
+    if hidden:
+        notes.append("hidden")
+    lines = [f"#{turn.seq}  {clock(turn.created_at)}  {', '.join(notes)}  {turn.request_id}"]
     if turn.status == "blocked":
         side = "message" if turn.blocked == "input" else "answer"
         lines.append(f"{side} blocked as {turn.label!r}; the message had {turn.user_length} characters")
@@ -290,7 +392,3 @@ def _readable(turn: Turn) -> str:
             lines.append(f"assistant: {turn.assistant}")
     lines += [source_line(number, passage) for number, passage in enumerate(turn.passages, 1)]
     return plain("\n".join(lines))
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

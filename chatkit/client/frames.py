@@ -68,7 +68,7 @@ def reply_of(table: Mapping[str, Any]) -> Reply:
         text=_text(table, "outputs"),
         session_id=_id(table, "session_id"),
         request_id=_id(table, "request_id"),
-        seq=0,  # the native door does not say
+        seq=_number(table, "seq"),
         finish_reason=reason,
         passages=_passages(table),
         usage=Usage(_number(usage, "prompt_tokens"), _number(usage, "completion_tokens")),
@@ -76,6 +76,7 @@ def reply_of(table: Mapping[str, Any]) -> Reply:
         moderation_input=_verdict(moderation.get("input")),
         moderation_output=_verdict(moderation.get("output")),
         dropped_turns=_number(table, "dropped_turns"),
+        dropped_passages=_number(table, "dropped_passages"),
         replayed=table.get("replayed") is True,
     )
 

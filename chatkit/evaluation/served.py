@@ -15,7 +15,7 @@ from typing import Any
 from chatkit.errors import EngineFailed, Unavailable
 from chatkit.evaluation.driving import Driven, drive
 from chatkit.evaluation.processes import children, cpu_seconds
-from chatkit.settings import ENV_PREFIX
+from chatkit.setting_checks import ENV_PREFIX
 
 _READY = re.compile(r"ready after .* on http://([^:]+):(\d+)")
 _CHATKIT = ("-m", "chatkit")

@@ -3,23 +3,26 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from chatkit import errors
+from chatkit.protocols import SessionStore
 from chatkit.server.auth import Gatekeeper
+from chatkit.server.callers import CHAT, SESSIONS, Caller
 from chatkit.server.protocols import Call, Defaults, Door, native, openai, openai_embeddings
+from chatkit.server.session_routes import Endpoint, SessionRoutes
 from chatkit.server.sse import EventStream, until_disconnect
 from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 from chatkit.turns import LiveTurn
-from chatkit.types import Error, Event, Owner
+from chatkit.types import Error, Event
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -34,14 +37,13 @@ STATUS: tuple[tuple[type[errors.ChatkitError], int], ...] = (
     (errors.TooSlow, 408),
     (errors.InvalidRequest, 422),
     (errors.Unauthorized, 401),
+    (errors.Forbidden, 403),
     (errors.NotFound, 404),
     (errors.Conflict, 409),
     (errors.Unavailable, 503),
     (errors.BadIndex, 503),
     (errors.ChatkitError, 500),
 )
-
-Endpoint = Callable[[Request, Owner], Awaitable[Response]]
 
 
 class ChatApp:
@@ -51,18 +53,19 @@ class ChatApp:
         self.settings = settings
         self.service: OpenChatKitService | None = None
         self.phase = "loading"
-        self._gatekeeper = Gatekeeper(settings.api_key)
+        self._gatekeeper = Gatekeeper(settings)
         self._started = int(time.time())
 
     def asgi(self) -> Starlette:
         """Return the ASGI app; `service` may be set later, until then every turn gets 503."""
         routes = [
             Route("/ping", self.ping, methods=["GET"]),
-            Route("/invocations", self._guarded(self._turns(native.Invocation)), methods=["POST"]),
-            Route("/v1/chat/completions", self._guarded(self._turns(openai.ChatCompletion)), methods=["POST"]),
-            Route("/v1/embeddings", self._guarded(self.embeddings), methods=["POST"]),
-            Route("/v1/models", self._guarded(self.models), methods=["GET"]),
-            Route("/v1/models/{name:path}", self._guarded(self.models), methods=["GET"]),
+            self._route("/invocations", CHAT, POST=self._turns(native.Invocation)),
+            self._route("/v1/chat/completions", CHAT, POST=self._turns(openai.ChatCompletion)),
+            self._route("/v1/embeddings", CHAT, POST=self.embeddings),
+            self._route("/v1/models", CHAT, GET=self.models),
+            self._route("/v1/models/{name:path}", CHAT, GET=self.models),
+            *(self._route(path, SESSIONS, **verbs) for path, verbs in SessionRoutes(self._archive).table.items()),
         ]
         handlers: dict[Any, Any] = {
             errors.ChatkitError: _error_response,
@@ -73,26 +76,30 @@ class ChatApp:
         app.router.redirect_slashes = False
         return app
 
-    def _guarded(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-        """Put the guard in front of an endpoint; `/ping` alone goes without, it tells nothing."""
+    def _route(self, path: str, scope: str, **endpoints: Endpoint) -> Route:
+        """Return the route of a path with the guard in front of it, one endpoint a method.
+
+        `/ping` alone goes without, it tells nothing.
+        """
 
         async def guarded(request: Request) -> Response:
-            owner = self._gatekeeper.owner(request.headers)
+            caller = self._gatekeeper.caller(request.headers)
+            caller.require(scope)
             try:
-                return await endpoint(request, owner)
+                return await endpoints["GET" if request.method == "HEAD" else request.method](request, caller)
             except ClientDisconnect:
                 return _NOBODY
 
-        return guarded
+        return Route(path, guarded, methods=[*endpoints])
 
     def _turns(self, door: Door) -> Endpoint:
         """Return the endpoint that answers the turns of one door, streamed or whole."""
 
-        async def turn(request: Request, owner: Owner) -> Response:
+        async def turn(request: Request, caller: Caller) -> Response:
             raw = await _body(request, self.settings.max_body_kb * 1024)
             service = self._loaded()
             defaults = Defaults(service.model.name, self.settings.max_new_tokens, self.settings.k)
-            call = door(raw, owner, request.headers, defaults)
+            call = door(raw, caller, request.headers, defaults)
             if call.stream:
                 return await _streamed(request, service.start(call.request), call)
             return await _whole(request, service.start(call.request, patient=call.request.client_request_id), call)
@@ -104,6 +111,12 @@ class ChatApp:
             raise errors.Unavailable(f"the service is {self.phase}; try again when GET /ping answers 200")
         return self.service
 
+    def _archive(self) -> SessionStore:
+        archive = self._loaded().archive
+        if archive is None:
+            raise errors.NotFound("this service answers turns and does not show what it stored")
+        return archive
+
     async def ping(self, request: Request) -> Response:
         """200 when a turn could be answered now, 503 with the phase otherwise; never waits."""
         if self.service is not None and self.service.ready:
@@ -111,7 +124,7 @@ class ChatApp:
         phase = self.phase if self.service is None else "engine stopped"
         return JSONResponse({"status": phase}, status_code=503, headers={"retry-after": "1"})
 
-    async def embeddings(self, request: Request, owner: Owner) -> Response:
+    async def embeddings(self, request: Request, caller: Caller) -> Response:
         """Vectors of texts, in OpenAI's shape."""
         raw = await _body(request, self.settings.max_body_kb * 1024)
         embedders = self._loaded().embedders
@@ -120,7 +133,7 @@ class ChatApp:
         answer = await _unless_gone(request, openai_embeddings.embeddings(raw, embedders))
         return _NOBODY if answer is None else Response(answer, media_type="application/json")
 
-    async def models(self, request: Request, owner: Owner) -> Response:
+    async def models(self, request: Request, caller: Caller) -> Response:
         """The models that answer and those that make vectors, in OpenAI's shape; one where the path names it."""
         service = self._loaded()
         names = list(dict.fromkeys([service.model.name, *(embedder.name for embedder in service.embedders)]))
@@ -198,15 +211,26 @@ async def _error_response(request: Request, error: errors.ChatkitError) -> Respo
 
 
 async def _http_error_response(request: Request, error: HTTPException) -> Response:
-    served = "POST /invocations, POST /v1/chat/completions, POST /v1/embeddings, GET /v1/models and GET /ping"
-    message = f"{request.method} {request.url.path[:80]!r} is not served here; {served} are"
+    message = f"{request.method} {request.url.path[:80]!r} is not served here; {_served(request.app.routes)} are"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     return JSONResponse({"error": _named(request, code, message)}, error.status_code, error.headers)
 
 
 async def _defect_response(request: Request, error: Exception) -> Response:
-    log.error("unexpected error in %s", request.url.path, exc_info=error)
+    log.error("unexpected error in %s", _pattern(request), exc_info=error)
     return JSONResponse({"error": _named(request, "internal", "internal error")}, 500)
+
+
+def _served(routes: Sequence[BaseRoute]) -> str:
+    """Return what is served, for a caller that asked for something else."""
+    found = [route for route in routes if isinstance(route, Route)]
+    served = [f"{method} {route.path}" for route in found for method in sorted(route.methods or ()) if method != "HEAD"]
+    return f"{', '.join(served[:-1])} and {served[-1]}"
+
+
+def _pattern(request: Request) -> str:
+    """Return the path of a request without what the caller put into it: a session's id is a secret."""
+    return str(getattr(request.scope.get("route"), "path", "a path that is not served"))
 
 
 def _named(request: Request, code: str, message: str) -> dict[str, Any]:

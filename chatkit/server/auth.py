@@ -1,28 +1,38 @@
-"""Who may call: one API key, compared in constant time, and the rule that binds it to the address."""
+"""Who may call: keys, compared in constant time, and the rule that binds them to the address."""
 
-import hashlib
 import hmac
 import ipaddress
+import logging
 from collections.abc import Mapping
 
 from chatkit.errors import ConfigError, Unauthorized
+from chatkit.server.callers import DEFAULT_SCOPES, SCOPES, Caller
+from chatkit.server.keys import digest_of, read_keys
+from chatkit.settings import Settings
 from chatkit.types import Owner
 
+log = logging.getLogger(__name__)
 
-def require_safe_bind(host: str, api_key: str | None) -> None:
-    """Refuse to listen beyond this machine without a key.
+
+def require_safe_bind(settings: Settings) -> None:
+    """Refuse to listen beyond this machine without keys; SageMaker mode may, since IAM is in front of it.
 
     Raises:
-        ConfigError: with the two ways out.
+        ConfigError: with the ways out.
     """
-    if api_key is None and not _is_loopback(host):
+    if is_loopback(settings.host):
+        return
+    if settings.sagemaker:
+        log.warning("SageMaker mode: whoever reaches %s may act for any user, no key is asked for", settings.host)
+    elif settings.api_key is None and settings.keys_file is None:
         raise ConfigError(
-            f"host is {host!r}, which others can reach, and no API key is set; set CHATKIT_API_KEY or "
-            "CHATKIT_API_KEY_FILE, or use 127.0.0.1"
+            f"host is {settings.host!r}, which others can reach, and no API key is set; set CHATKIT_API_KEY, "
+            "CHATKIT_API_KEY_FILE or CHATKIT_KEYS_FILE, or use 127.0.0.1"
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     if host == "localhost":
         return True
     try:
@@ -32,25 +42,36 @@ def _is_loopback(host: str) -> bool:
 
 
 class Gatekeeper:
-    """Tells the owner of a request by its key; without a key everybody is the one anonymous owner."""
+    """Tells who calls by the key of a request; where no key is asked for, everybody is the one anonymous owner.
 
-    def __init__(self, api_key: str | None) -> None:
-        self._digest = _digest(api_key) if api_key is not None else None
-        self._owner = Owner.behind(api_key)
+    Raises:
+        ConfigError: the key file is wrong.
+    """
 
-    def owner(self, headers: Mapping[str, str]) -> Owner:
-        """Return whose sessions this caller may use.
+    def __init__(self, settings: Settings) -> None:
+        self._everybody: Caller | None = None
+        self._keys: tuple[tuple[bytes, Caller], ...] = ()
+        if settings.keys_file is not None:
+            self._keys = read_keys(settings.keys_file.expanduser())
+        elif settings.api_key is not None:
+            caller = Caller(Owner.behind(settings.api_key), DEFAULT_SCOPES)
+            self._keys = ((digest_of(settings.api_key), caller),)
+        else:
+            self._everybody = Caller(Owner(), frozenset(SCOPES) if settings.sagemaker else DEFAULT_SCOPES)
+
+    def caller(self, headers: Mapping[str, str]) -> Caller:
+        """Return who sends a request with these headers.
 
         Raises:
             Unauthorized: the key is missing or wrong.
         """
-        if self._digest is None:
-            return self._owner
+        if self._everybody is not None:
+            return self._everybody
         kind, _, key = headers.get("authorization", "").partition(" ")
-        if kind.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip()), self._digest):
+        digest, found = digest_of(key.strip()), None
+        for known, caller in self._keys:  # all of them, so that the time does not tell which one is near
+            if hmac.compare_digest(known, digest):
+                found = caller
+        if found is None or kind.lower() != "bearer":
             raise Unauthorized("the API key is missing or wrong; send it as `Authorization: Bearer KEY`")
-        return self._owner
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()
+        return found

@@ -7,9 +7,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import uvicorn
 
@@ -17,10 +17,13 @@ from chatkit.errors import ConfigError, EngineFailed
 from chatkit.protocols import LanguageModel
 from chatkit.server.app import ChatApp
 from chatkit.server.auth import require_safe_bind
+from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 from chatkit.wiring import build_service
 
 log = logging.getLogger(__name__)
+
+Build = Callable[[Settings], Coroutine[Any, Any, OpenChatKitService]]
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -29,7 +32,7 @@ def bind(settings: Settings) -> socket.socket:
     Raises:
         ConfigError: the address is not safe, not this machine's, or in use.
     """
-    require_safe_bind(settings.host, settings.api_key)
+    require_safe_bind(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -80,8 +83,13 @@ class _Server(uvicorn.Server):
         return patience if self.asked_at is None else max(0.0, patience - (time.monotonic() - self.asked_at))
 
 
-async def serve(settings: Settings, listener: socket.socket, announce: Callable[[str], None]) -> None:
+async def serve(
+    settings: Settings, listener: socket.socket, announce: Callable[[str], None], *, build: Build | None = None
+) -> None:
     """Answer over HTTP until told to stop.
+
+    Args:
+        build: assembles another service than the one that the settings name.
 
     Raises:
         ChatkitError: a part could not be loaded.
@@ -99,13 +107,15 @@ async def serve(settings: Settings, listener: socket.socket, announce: Callable[
     )
     server = _Server(config)
     with server.stops_at_signals():
-        await _run(server, app, listener, announce)
+        await _run(server, app, listener, announce, build or build_service)
 
 
-async def _run(server: _Server, app: ChatApp, listener: socket.socket, announce: Callable[[str], None]) -> None:
+async def _run(
+    server: _Server, app: ChatApp, listener: socket.socket, announce: Callable[[str], None], build: Build
+) -> None:
     settings = app.settings
     web = asyncio.create_task(server.serve(sockets=[listener]))
-    loading = asyncio.create_task(build_service(settings))
+    loading = asyncio.create_task(build(settings))
     started = time.perf_counter()
     grace = settings.drain_s
     try:

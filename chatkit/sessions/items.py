@@ -1,27 +1,53 @@
 """Turns as items: the keys and the form that every store writes. Pure; knows no database.
 
 Partition `T#tenant#U#user#S#session` holds one item a turn under `T#{seq}` and the session's own under `Z#META`, so one
-descending query gives that and the newest turns. A request has a partition of its own, `T#tenant#U#user#R#request_id`.
-Every part is percent-encoded, so no part can end another early.
+descending query gives that and the newest turns. A request has a partition of its own, `T#tenant#U#user#R#request_id`,
+and so has the mark of an owner whose sessions are all removed, `T#tenant#U#user#O`. Every part is percent-encoded, so
+no part can end another early.
+
+`expires_at`, whole epoch seconds, is the same in all items of a session. An item past it counts as gone, whether or not
+the database has removed it yet. So does a session's own item that has a `state`: it is being removed or restored.
 """
 
 import base64
 import hashlib
 import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
-from chatkit.errors import Conflict, InvalidRequest, NotFound
+from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
 from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
 
 META = "Z#META"
 REQUEST = "R"
+OWNER = "O"
 # A pending turn is taken for aborted when its lease has not been renewed for this long. Seconds; DESIGN §2.9.
 LEASE_S = 15.0
+# A request id is known for this long. Seconds; DESIGN §2.9.
+REQUEST_S = 7 * 86400.0
+# A message may have this much of the 400 KiB that DynamoDB takes of an item; the rest is for answer and sources. The
+# same for every store, so that a session can move from one to another. Bytes of UTF-8.
+MAX_MESSAGE = 256 * 1024
 # A cursor holds a digest, a moment and an id of at most 128 characters. Characters; epoch seconds of the year 5138.
 _LONGEST_CURSOR = 2048
 _LATEST = 1e11
+
+
+class OtherMessage(Conflict):
+    """A request id was used for another message, as far as texts can be compared in the form that is stored.
+
+    Attributes:
+        session_id, item: where it was used, and the turn's item there.
+    """
+
+    def __init__(self, request_id: str, session_id: str, item: dict[str, Any]) -> None:
+        super().__init__(f"request_id {request_id!r} was used for another message; send a new one")
+        self.session_id = session_id
+        self.item = item
 
 
 def session_key(owner: Owner, session_id: str) -> str:
@@ -49,8 +75,39 @@ def owner_key(owner: Owner) -> str:
     return f"T#{quote(owner.tenant, safe='')}#U#{quote(owner.user, safe='')}"
 
 
-def new_item(turn: NewTurn, seq: int, now: float) -> dict[str, Any]:
-    """Return the item of a turn that is accepted at `now`, epoch seconds."""
+def owner_mark_key(owner: Owner) -> str:
+    """Return the partition of the mark that shuts an owner out."""
+    return f"{owner_key(owner)}#O"
+
+
+def new_mark(now: float, closed_s: float) -> dict[str, Any]:
+    """Return the mark that shuts an owner out until `closed_s` seconds after `now`."""
+    return {"expires_at": math.ceil(now + closed_s)}
+
+
+def is_gone(item: dict[str, Any], now: float) -> bool:
+    """Whether an item has expired at `now`, epoch seconds, or is of a session that is being removed or restored."""
+    return "state" in item or item.get("expires_at", math.inf) <= now
+
+
+def new_head(now: float, retention_s: float | None) -> dict[str, Any]:
+    """Return the item of a session that is opened at `now`; it has no turn yet."""
+    head: dict[str, Any] = {"version": 0, "created_at": round(now, 3)}
+    return head if retention_s is None else head | {"expires_at": math.ceil(now + retention_s)}
+
+
+def new_request(session_id: str, seq: int, now: float, expires_at: float | None) -> dict[str, Any]:
+    """Return the item of a request: where its turn is. How that stands is read there, so the two cannot disagree.
+
+    Args:
+        expires_at: when the session ends.
+    """
+    until = math.ceil(now + REQUEST_S)
+    return {"session_id": session_id, "seq": seq, "expires_at": until if expires_at is None else min(until, expires_at)}
+
+
+def new_item(turn: NewTurn, seq: int, now: float, expires_at: float | None = None) -> dict[str, Any]:
+    """Return the item of a turn that is accepted at `now`, epoch seconds, in a session that ends at `expires_at`."""
     item: dict[str, Any] = {
         "seq": seq,
         "request_id": turn.request_id,
@@ -60,9 +117,23 @@ def new_item(turn: NewTurn, seq: int, now: float) -> dict[str, Any]:
         "user_length": turn.user_length,
         "created_at": round(now, 3),
     }
+    if expires_at is not None:
+        item["expires_at"] = expires_at
+    if turn.replaces is not None:
+        item["replaces"] = turn.replaces
     if turn.status == "blocked":
         item |= {"blocked": "input", "label": turn.label, "finish_reason": "content_filter"}
     return item
+
+
+def leased(item: dict[str, Any], now: float) -> dict[str, Any]:
+    """Return a pending item with a lease from `now` on; any other as it is."""
+    return item | {"lease": round(now + LEASE_S, 3)} if item["status"] == "pending" else item
+
+
+def lease_is_over(item: dict[str, Any], now: float) -> bool:
+    """Whether nobody works on a pending turn any more."""
+    return "lease" in item and float(item["lease"]) < now
 
 
 def ended(item: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
@@ -73,10 +144,18 @@ def ended(item: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
         return done | {"blocked": "output", "label": outcome.label, "user": ""}
     done["assistant"] = outcome.assistant
     if outcome.passages:
-        done["passages"] = [
-            [p.id, p.title, p.source, p.section, p.start, p.end, round(p.score, 4)] for p in outcome.passages
-        ]
+        done["passages"] = [_reference(passage) for passage in outcome.passages]
     return done
+
+
+def restored(turn: Turn, expires_at: float | None) -> dict[str, Any]:
+    """Return the item that `turn_of` gave this turn of."""
+    own = NewTurn(Owner(), "", turn.request_id, turn.user, turn.user_length, replaces=turn.replaces)
+    item = new_item(own, turn.seq, turn.created_at, expires_at) | {"attempt": turn.attempt, "status": turn.status}
+    item |= {"usage": [turn.usage.prompt_tokens, turn.usage.completion_tokens], "assistant": turn.assistant}
+    item |= {"finish_reason": turn.finish_reason, "blocked": turn.blocked, "label": turn.label}
+    item["passages"] = [_reference(passage) for passage in turn.passages]
+    return {name: value for name, value in item.items() if value not in (None, [])}
 
 
 def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
@@ -96,12 +175,26 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
         usage=Usage(*item.get("usage", (0, 0))),
         passages=tuple(_passage(row) for row in item.get("passages", ())),
         created_at=float(item["created_at"]),
+        replaces=item.get("replaces"),
     )
 
 
+def _reference(passage: Passage) -> list[Any]:
+    """Return what is stored of a passage: where it is, and the hash of its text in place of the text."""
+    place = [passage.id, passage.title, passage.source, passage.section, passage.start, passage.end]
+    return [*place, round(passage.score, 4), text_hash(passage)]
+
+
+def text_hash(passage: Passage) -> str:
+    """Return the hash that stands for the text of a passage; "" of one of an older version, which has neither."""
+    if passage.text_hash or not passage.text:
+        return passage.text_hash
+    return hashlib.sha256(passage.text.encode()).hexdigest()[:16]
+
+
 def _passage(row: list[Any]) -> Passage:
-    identity, title, source, section, start, end, score = row
-    return Passage(identity, "", title, source, section, start, end, float(score))
+    identity, title, source, section, start, end, score, *rest = row  # rows of older versions have no hash
+    return Passage(identity, "", title, source, section, start, end, float(score), *rest)
 
 
 def unknown_session(session_id: str) -> NotFound:
@@ -117,6 +210,58 @@ def check_may_open(turn: NewTurn) -> None:
     """
     if turn.after or (turn.session_id.startswith("s-") and not turn.opens_session):
         raise unknown_session(turn.session_id)
+
+
+def check_message(turn: NewTurn) -> None:
+    """Refuse a message that leaves no room for an answer.
+
+    Raises:
+        TooLarge: naming both sizes.
+    """
+    size = len(turn.user.encode())
+    if size > MAX_MESSAGE:
+        raise TooLarge(f"the message has {size} bytes, at most {MAX_MESSAGE} are stored; send a shorter one")
+
+
+def check_replaces(turn: NewTurn, newest: int) -> None:
+    """Refuse to replace a turn that a session whose newest turn is `newest` does not have.
+
+    Raises:
+        InvalidRequest: naming both.
+    """
+    if turn.replaces is not None and not 1 <= turn.replaces <= newest:
+        has = f"it has turns 1 to {newest}" if newest else "it has none yet"
+        raise InvalidRequest(f"replaces is {turn.replaces}, expected the number of a turn of this session; {has}")
+
+
+def shut_out(until: float) -> Conflict:
+    """Return the error for an owner whose sessions are all being removed, `until` epoch seconds at least."""
+    moment = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return Conflict(f"everything of this owner is being removed; nothing new is taken before {moment}")
+
+
+def check_restorable(session_id: str, turns: Sequence[Turn]) -> None:
+    """Refuse what cannot be a whole session.
+
+    Raises:
+        InvalidRequest: naming the turn that is wrong.
+    """
+    if not turns:
+        raise InvalidRequest(f"session {session_id!r} has no turns, expected at least one")
+    for seq, turn in enumerate(turns, start=1):
+        if turn.seq != seq:
+            raise InvalidRequest(f"session {session_id!r} has turn {turn.seq} in place of {seq}, expected all in order")
+        if turn.status == "pending":
+            raise InvalidRequest(f"turn {seq} of session {session_id!r} is pending, expected one that has ended")
+        if turn.replaces is not None and not 1 <= turn.replaces < seq:
+            raise InvalidRequest(
+                f"turn {seq} of session {session_id!r} replaces {turn.replaces}, expected an older one"
+            )
+
+
+def session_is_there(session_id: str) -> Conflict:
+    """Return the error for a session that is to be restored where there is one."""
+    return Conflict(f"session {session_id!r} is there already; remove it first, or restore it under another owner")
 
 
 def removed_session(session_id: str) -> NotFound:
@@ -162,17 +307,20 @@ def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) ->
     """Refuse a request id that was used for another message or session.
 
     Raises:
-        Conflict: naming the id.
+        OtherMessage: naming the id.
     """
     same_session = turn.opens_session or turn.session_id == session_id
     same_text = not found["user"] or found["user"] == turn.user  # of a blocked one only the length is known
-    if not (same_session and same_text and found["user_length"] == turn.user_length):
-        raise Conflict(f"request_id {turn.request_id!r} was used for another message; send a new one")
+    same_place = found.get("replaces") == turn.replaces
+    if not (same_session and same_text and same_place and found["user_length"] == turn.user_length):
+        raise OtherMessage(turn.request_id, session_id, found)
 
 
 def head_of(partition: str, item: dict[str, Any]) -> SessionHead:
     """Return the row of a list that a session's own item holds."""
-    return SessionHead(session_id_of(partition), int(item["version"]), float(item["created_at"]))
+    return SessionHead(
+        session_id_of(partition), int(item["version"]), float(item["created_at"]), item.get("expires_at")
+    )
 
 
 def cursor_of(owner: Owner, last: SessionHead) -> str:

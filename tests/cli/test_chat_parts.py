@@ -123,6 +123,24 @@ def test_a_wrong_value_is_named_and_nothing_is_changed(words, message) -> None:
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "temperature", "said"),
+    [
+        ("", 0.7, "asking with temperature 0.7, since at 0 the same answer would come; /hyperparameters temperature="),
+        ("temperature=0", 0.0, "temperature is set to 0.0, so the same answer may come; /hyperparameters temperature="),
+        ("temperature=0.4 seed=3", 0.4, "seed is set to 3, so the same answer may come; /hyperparameters seed="),
+        ("temperature=0.4", 0.4, "asking with temperature 0.4"),
+    ],
+)
+def test_another_answer_is_sampled_unless_something_was_chosen_against_it(chosen, temperature, said) -> None:
+    for defaults in (DEFAULTS, {}):  # those of a service behind an address are not known
+        settings = Hyperparameters(defaults).changed(chosen)
+        varied, note = settings.varied()
+        assert varied.sampling().temperature == temperature
+        assert varied.sampling().seed == settings.sampling().seed
+        assert note.startswith(said)
+
+
 def test_without_an_index_retrieval_cannot_be_turned_on() -> None:
     settings = Hyperparameters(DEFAULTS, searches=False)
     assert settings.retrieval().enabled is False

@@ -1,6 +1,7 @@
 """`chatkit sessions`: lists, pages, JSON lines and removals of whoever keeps the store."""
 
 import asyncio
+import hashlib
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from tests import ministack
 from tests.terminal import Terminal
 
 STEP = "chatkit sessions list shows those there are"
-PASSAGE = Passage("p1", "", "Title", "a.md", "Section", 5, 13, 0.25)
+PASSAGE = Passage("p1", "words of the passage", "Title", "a.md", "Section", 5, 25, 0.25)
 
 
 def chatkit(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -80,20 +81,22 @@ def test_sessions_are_listed_exported_shown_and_removed() -> None:
     assert [line.split()[:2] for line in lines] == [
         ["ID", "TURNS"], ["session-3", "6"], ["session-2", "2"], ["session-1", "1"],
     ]  # fmt: skip
-    assert lines[3].endswith("2023-11-14 22:13:20")
+    assert lines[0].endswith("  OPENED (UTC)         EXPIRES (UTC)")
+    assert lines[3].endswith("  2023-11-14 22:13:20  never")
 
     exported = chatkit("export", "session-2", "session-1")
     rows = [json.loads(line) for line in exported.stdout.splitlines()]
     assert [(row["session_id"], row["seq"]) for row in rows] == [("session-2", 1), ("session-2", 2), ("session-1", 1)]
     assert rows[0] | {"created_at": 0} == {
-        "session_id": "session-2", "seq": 1, "request_id": "request-session-2-1", "attempt": 1, "status": "complete",
+        "session_id": "session-2", "turns": 2, "expires_at": None, "seq": 1,
+        "request_id": "request-session-2-1", "attempt": 1, "status": "complete",
         "user": "question 1 of anonymous \x1b[31m漢", "assistant": "answer\n1", "finish_reason": "length",
         "blocked": None, "label": None, "user_length": 30, "usage": {"prompt_tokens": 3, "completion_tokens": 2},
         "passages": [
-            {"id": "p1", "text": "", "title": "Title", "source": "a.md", "section": "Section", "start": 5, "end": 13,
-             "score": 0.25},
+            {"id": "p1", "text": "", "title": "Title", "source": "a.md", "section": "Section", "start": 5, "end": 25,
+             "score": 0.25, "text_hash": hashlib.sha256(b"words of the passage").hexdigest()[:16]},
         ],
-        "created_at": 0,
+        "created_at": 0, "replaces": None,
     }  # fmt: skip
     assert "\x1b" not in exported.stdout
     everything = chatkit("export", "--all").stdout.splitlines()
@@ -145,7 +148,7 @@ def test_a_session_is_shown_with_labels_and_lengths_in_place_of_what_was_refused
 def test_a_list_is_read_in_parts_with_the_cursor_of_the_one_before() -> None:
     first = json.loads(chatkit("list", "--limit", "2", "--json").stdout)
     assert [row["session_id"] for row in first["sessions"]] == ["session-3", "session-2"]
-    assert set(first["sessions"][0]) == {"session_id", "turns", "created_at"}
+    assert set(first["sessions"][0]) == {"session_id", "turns", "created_at", "expires_at"}
     second = chatkit("list", "--limit", "2", "--json", "--cursor", first["cursor"])
     assert [row["session_id"] for row in json.loads(second.stdout)["sessions"]] == ["session-1"]
     assert json.loads(second.stdout)["cursor"] is None
@@ -258,4 +261,4 @@ def test_a_table_is_created_once_and_its_absence_names_the_command(dynamodb) -> 
     first = chatkit("create-table", *place)
     assert (first.returncode, first.stdout) == (0, "table 'by-command': created\n")
     assert json.loads(chatkit("create-table", "--json", *place).stdout) == {"table": "by-command", "created": False}
-    assert chatkit("list", "--store", "dynamodb", *place).stdout == "ID  TURNS  OPENED (UTC)\n"
+    assert chatkit("list", "--store", "dynamodb", *place).stdout == "ID  TURNS  OPENED (UTC)         EXPIRES (UTC)\n"

@@ -24,7 +24,7 @@ REPLY = Reply(
     text="It listens\u2028on 8080.",
     session_id="s-abc_DEF-123",
     request_id="r-0123456789",
-    seq=0,
+    seq=7,
     finish_reason="length",
     passages=(PASSAGE,),
     usage=Usage(120, 8),
@@ -32,6 +32,7 @@ REPLY = Reply(
     moderation_input=ModerationResult(False, "annotate", "needs caution", "violence", {"violence": 0.25}, model="head"),
     moderation_output=ModerationResult(True, "refuse", None, None, {}, unavailable=True, model="head"),
     dropped_turns=2,
+    dropped_passages=1,
     replayed=True,
 )
 EVENTS = [

@@ -1,31 +1,18 @@
 """What every TurnStore does: the same suite over every store."""
 
 import asyncio
+import hashlib
 
 import pytest
 
-from chatkit.errors import Conflict, NotFound
+from chatkit.errors import Conflict, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome
 from chatkit.sessions import items
 from chatkit.types import Owner, Passage, Usage
+from tests.contracts.talking import OWNER, done, new, turn
 
 pytestmark = pytest.mark.anyio
-OWNER = Owner()
 LEASE = items.LEASE_S
-
-
-def new(text="Hello", request_id="request-1", session_id="my-session", owner=OWNER, **more) -> NewTurn:
-    return NewTurn(owner, session_id, request_id, text, len(text), **more)
-
-
-def done(text="Hi.") -> Outcome:
-    return Outcome("complete", "stop", text, usage=Usage(3, 2))
-
-
-async def turn(store, text="Hello", request_id="request-1", session_id="my-session", answer="Hi.", **more):
-    accepted = await store.accept(new(text, request_id, session_id, **more))
-    await store.finish(accepted.ticket, done(answer))
-    return accepted.ticket
 
 
 async def test_turns_are_numbered_from_one_and_load_in_order_as_they_were_stored(store, clock) -> None:
@@ -198,12 +185,13 @@ async def test_a_blocked_answer_keeps_neither_sides_text(store) -> None:
     )  # fmt: skip
 
 
-async def test_passages_are_kept_as_references_without_their_text(store) -> None:
+async def test_passages_are_kept_as_references_with_the_hash_of_their_text(store) -> None:
     passage = Passage("p1", "the text", "Title", "a.md", "Section", 5, 13, 0.123456)
     ticket = (await store.accept(new())).ticket
     await store.finish(ticket, Outcome("complete", "stop", "Hi.", passages=(passage,)))
     (kept,) = await store.load(OWNER, "my-session", limit=9)
-    assert kept.passages == (Passage("p1", "", "Title", "a.md", "Section", 5, 13, 0.1235),)
+    digest = hashlib.sha256(b"the text").hexdigest()[:16]
+    assert kept.passages == (Passage("p1", "", "Title", "a.md", "Section", 5, 13, 0.1235, digest),)
 
 
 async def test_any_text_comes_back_as_it_was(store) -> None:
@@ -222,3 +210,23 @@ async def test_the_same_request_at_once_is_accepted_once(store) -> None:
     results = await asyncio.gather(*(store.accept(new()) for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(result, Conflict) for result in results) == 4
     assert len(await store.load(OWNER, "my-session", limit=9)) == 1
+
+
+async def test_a_passage_that_came_from_a_store_keeps_the_hash_it_came_with(store) -> None:
+    passage = Passage("p1", "", "Title", "a.md", "", 5, 13, 0.5, "0123456789abcdef")
+    ticket = (await store.accept(new())).ticket
+    await store.finish(ticket, Outcome("complete", "stop", "Hi.", passages=(passage,)))
+    (kept,) = await store.load(OWNER, "my-session", limit=9)
+    assert kept.passages == (passage,)
+
+
+@pytest.mark.parametrize("letter", ["q", "ä", "漢"])
+async def test_a_message_may_have_so_many_bytes_and_not_one_more(store, letter) -> None:
+    width = len(letter.encode())
+    text = "q" * (store.most % width) + letter * (store.most // width)
+    assert len(text.encode()) == store.most
+    with pytest.raises(TooLarge, match=f"the message has {store.most + 1} bytes, at most {store.most}"):
+        await store.accept(new(text + "q", "request-2"))
+    assert (await store.sessions(OWNER, limit=9)).sessions == ()
+    assert (await turn(store, text)).seq == 1
+    assert (await store.accept(new(text))).repeat.user == text

@@ -53,7 +53,8 @@ class Site:
         return (await self.store.load(owner or Owner(), session_id, limit=99)).turns
 
     def stored_items(self) -> int:
-        return self.store._write.execute("SELECT count(*) FROM items").fetchone()[0]
+        counts = (f"(SELECT count(*) FROM {table})" for table in ("sessions", "turns", "requests"))
+        return self.store._write.execute(f"SELECT {' + '.join(counts)}").fetchone()[0]
 
 
 @pytest.fixture
@@ -61,10 +62,12 @@ def open_site(tmp_path, monkeypatch):
     """Return a context manager: `async with open_site([...reply], moderator=…, setting=…) as site`."""
 
     @asynccontextmanager
-    async def opened(*replies, model=None, moderator=None, encoder=None, delay=0.0, loading=None, **changes):
+    async def opened(
+        *replies, model=None, moderator=None, encoder=None, store=None, delay=0.0, loading=None, **changes
+    ):
         settings = replace(load_settings(), port=0, drain_s=2.0, **changes)
         stack = AsyncExitStack()
-        store = SQLiteStore(settings.database)
+        store = store or SQLiteStore(settings.database)
         stack.callback(store.close)
         service = OpenChatKitService(
             model or ScriptedModel(*replies, delay=delay),
@@ -72,6 +75,7 @@ def open_site(tmp_path, monkeypatch):
             store,
             retriever=ListRetriever(PASSAGES),
             embedders=[encoder] if encoder else [],
+            archive=store,
             options=ServiceOptions(deadline_s=settings.deadline_s, gate=settings.gate),
             resources=stack,
         )

@@ -1,71 +1,32 @@
-"""The SQLite store on a real disk: what is acknowledged is there, whatever happens to the process or the disk."""
+"""The SQLite store on a real disk: what is acknowledged is there, whatever happens to the process."""
 
 import asyncio
 import os
 import signal
 import sqlite3
 import stat
-import subprocess
-import sys
 import time
 
 import pytest
 
-from chatkit.errors import Conflict, StoreFailed
-from chatkit.protocols import NewTurn, Outcome
-from chatkit.sessions import items, sqlite
-from chatkit.sessions.sqlite import SCHEMA_VERSION, SQLiteStore
-from chatkit.types import Owner
-
-pytestmark = pytest.mark.anyio
-OWNER = Owner()
-PREAMBLE = """
-import asyncio, sys
-from pathlib import Path
 from chatkit.errors import StoreFailed
 from chatkit.protocols import NewTurn, Outcome
+from chatkit.sessions import sqlite_rows
 from chatkit.sessions.sqlite import SQLiteStore
+from chatkit.sessions.sqlite_file import SCHEMA_VERSION
 from chatkit.types import Owner
-def new(text, number, session="my-session"):
-    return NewTurn(Owner(), session, f"request-{number}", text, len(text))
-"""
+from tests.sessions.sqlite_parts import OWNER, fill, new, python
 
-
-@pytest.fixture
-def file(tmp_path):
-    return tmp_path / "home" / "sessions.sqlite3"
-
-
-@pytest.fixture
-def store(file):
-    opened = SQLiteStore(file)
-    yield opened
-    opened.close()
-
-
-def new(text: str, number: int) -> NewTurn:
-    return NewTurn(OWNER, "my-session", f"request-{number}", text, len(text))
-
-
-async def fill(store, count: int, size: int = 5) -> None:
-    for number in range(1, count + 1):
-        accepted = await store.accept(new("q" * size, number))
-        await store.finish(accepted.ticket, Outcome("complete", "stop", f"a{number}"))
-
-
-def python(script: str, *arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+pytestmark = pytest.mark.anyio
 
 
 async def test_every_commit_is_synced_to_a_write_ahead_log(store) -> None:
     for connection in (store._read, store._write):
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert connection.execute("PRAGMA secure_delete").fetchone() == (1,)
+        assert connection.execute("PRAGMA wal_autocheckpoint").fetchone() == (4000,)
+        assert connection.execute("PRAGMA busy_timeout").fetchone() == (5000,)
     assert store._write.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
 
 
@@ -106,6 +67,7 @@ asyncio.run(main())
     assert len(complete) >= acknowledged
     assert all(t.assistant == f"a{t.seq}" for t in complete)
     assert len(turns) - len(complete) <= 1
+    assert await store.check() == ()
     after = await store.accept(new("next", 999_999))
     assert after.ticket.seq == len(turns) + 1
     store.close()
@@ -128,113 +90,7 @@ asyncio.run(main())
     turns = (await store.load(OWNER, "my-session", limit=99)).turns
     assert [t.seq for t in turns] == list(range(1, 51))
     assert sorted(t.assistant for t in turns) == ["one"] * 25 + ["two"] * 25
-
-
-async def test_a_full_disk_is_store_failed_in_one_line_and_old_turns_stay_readable(file) -> None:
-    store = SQLiteStore(file)
-    await fill(store, 3)
-    store.close()
-    process = python(
-        """
-import resource
-async def main():
-    store = SQLiteStore(Path(sys.argv[1]))
-    size = Path(sys.argv[1]).stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 8192, resource.RLIM_INFINITY))
-    for number in range(100, 200):
-        try:
-            await store.accept(new("x" * 20000, number))
-        except StoreFailed as error:
-            print(error)
-            break
-    print([t.assistant for t in await store.load(Owner(), "my-session", limit=99) if t.seq < 4])
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    print((await store.accept(new("small", 300))).ticket.seq)
-    store.close()
-asyncio.run(main())
-""",
-        file,
-    )
-    out, complaints = process.communicate(timeout=30)
-    assert process.returncode == 0, complaints
-    lines = out.splitlines()
-    assert lines[0] == "the session store did not answer; send the request again later"
-    assert lines[1:] == ["['a1', 'a2', 'a3']", "4"]
-    assert complaints.count("\n") == 1
-    assert complaints.startswith(f"the session store {file} failed: ")
-
-
-async def test_a_folder_that_cannot_be_made_is_store_failed_naming_the_file(tmp_path) -> None:
-    (tmp_path / "home").write_text("in the way")
-    with pytest.raises(StoreFailed, match=r"sessions\.sqlite3' cannot be opened: .*; check its folder") as caught:
-        SQLiteStore(tmp_path / "home" / "sessions.sqlite3")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.skipif(not hasattr(os, "setuid"), reason="file permissions of another user need POSIX")
-async def test_a_read_only_folder_is_store_failed_in_one_line(tmp_path) -> None:
-    target = tmp_path / "closed" / "sessions.sqlite3"
-    target.parent.mkdir()
-    target.parent.chmod(0o555)
-    script = """
-import os
-if os.geteuid() == 0:
-    os.setuid(65534)
-try:
-    SQLiteStore(Path(sys.argv[1]))
-except StoreFailed as error:
-    print(error)
-"""
-    for folder in list(target.parents)[1:-1]:
-        folder.chmod(folder.stat().st_mode | 0o055)
-    out, complaints = python(script, target).communicate(timeout=30)
-    assert "cannot be opened" in out, complaints
-    assert out.count("\n") == 1
-    assert complaints == ""
-
-
-async def test_a_file_that_is_no_database_is_store_failed(file) -> None:
-    file.parent.mkdir()
-    file.write_bytes(b"this is no database, only a text of some length" * 100)
-    with pytest.raises(StoreFailed) as caught:
-        SQLiteStore(file)
-    assert str(caught.value) == (
-        f"the session store {str(file)!r} cannot be opened: file is not a database; move the file away or set --home"
-    )
-
-
-async def test_a_database_of_another_program_is_store_failed_and_left_alone(file) -> None:
-    file.parent.mkdir()
-    with sqlite3.connect(file) as connection:
-        connection.execute("CREATE TABLE items (name TEXT)")
-    connection.close()
-    with pytest.raises(StoreFailed, match=r"cannot be opened: .*; move the file away or set --home"):
-        SQLiteStore(file)
-
-
-async def test_a_newer_format_is_refused_and_left_alone(file, store) -> None:
-    with sqlite3.connect(file) as connection:
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    connection.close()
-    with pytest.raises(StoreFailed, match=f"has format {SCHEMA_VERSION + 1}, this chatkit reads {SCHEMA_VERSION}"):
-        SQLiteStore(file)
-
-
-@pytest.mark.parametrize("damage", ["{", "null", "", b"\xff\xfe\x80", '{"seq": 2, "user": "q", "user_length": 1}'])
-async def test_a_damaged_turn_is_left_out_and_the_rest_of_the_session_stays(file, store, caplog, damage) -> None:
-    await fill(store, 3)
-    value = damage if isinstance(damage, str) else sqlite3.Binary(damage)
-    with sqlite3.connect(file) as connection:
-        connection.execute(
-            "UPDATE items SET body = CAST(? AS TEXT) WHERE pk = ? AND sk = ?",
-            (value, items.session_key(OWNER, "my-session"), items.turn_key(2)),
-        )
-    connection.close()
-    assert [t.seq for t in await store.load(OWNER, "my-session", limit=9)] == [1, 3]
-    assert "T#0000000002 of a session is damaged" in caplog.text
-    with pytest.raises((StoreFailed, Conflict)):
-        await store.accept(new("another", 2))
-    assert (await store.accept(new("new", 4))).ticket.seq == 4
+    assert await store.check() == ()
 
 
 async def test_a_store_locked_by_another_process_fails_in_its_time(file, store, caplog) -> None:
@@ -266,33 +122,25 @@ async def test_reads_do_not_wait_for_a_write(file, store) -> None:
     assert (await write).ticket.seq == 2
 
 
-async def test_a_file_from_before_there_were_lists_is_listed_through_an_index_of_its_own(file) -> None:
-    first = SQLiteStore(file)
-    await fill(first, 2)
-    first.close()
-    with sqlite3.connect(file) as connection:
-        connection.execute("DROP INDEX heads")
-    connection.close()
-    second = SQLiteStore(file)
-    assert [(head.session_id, head.turns) for head in (await second.sessions(OWNER, limit=9)).sessions] == [
-        ("my-session", 2)
+async def test_no_transaction_is_open_while_a_turn_is_being_answered(file, store) -> None:
+    ticket = (await store.accept(new("q", 1))).ticket
+    await store.load(OWNER, "my-session", limit=9)
+    assert not store._write.in_transaction
+    assert not store._read.in_transaction
+    other = sqlite3.connect(file, isolation_level=None, timeout=0)
+    other.execute("BEGIN EXCLUSIVE")
+    other.execute("ROLLBACK")
+    other.close()
+    await store.renew(ticket)
+
+
+async def test_lists_go_through_an_index_of_their_own(store) -> None:
+    start = ("", 1.0, "")
+    plan = [row[-1] for row in store._read.execute(f"EXPLAIN QUERY PLAN {sqlite_rows._LIST}", start)]
+    assert plan == [
+        "SEARCH o USING COVERING INDEX sqlite_autoindex_owners_1 (name=?)",
+        "SEARCH s USING INDEX lists (owner=? AND opened<?)",
     ]
-    (plan,) = second._read.execute(f"EXPLAIN QUERY PLAN {sqlite._HEADS}", (1.0, "", "")).fetchall()
-    assert plan[-1] == "SEARCH items USING INDEX heads (<expr>=? AND <expr><?)"
-    second.close()
-
-
-@pytest.mark.parametrize("damage", ["{", "null", "{}", '{"version": 1}', '{"version": "x", "created_at": 5}'])
-async def test_a_damaged_session_is_left_out_of_the_list_and_the_rest_stays(file, store, damage) -> None:
-    for name in ("my-session", "my-session-2"):
-        await store.accept(NewTurn(OWNER, name, f"request-{name}", "q", 1))
-    with sqlite3.connect(file) as connection:
-        place = (items.session_key(OWNER, "my-session"), items.META)
-        connection.execute("UPDATE items SET body = ? WHERE pk = ? AND sk = ?", (damage, *place))
-    connection.close()
-    assert [head.session_id for head in (await store.sessions(OWNER, limit=9)).sessions] == ["my-session-2"]
-    await store.delete(OWNER, "my-session")
-    assert b'request-my-session"' not in file.read_bytes()
 
 
 async def test_a_reader_that_keeps_the_log_delays_the_overwriting_and_not_the_removal(file, store, caplog) -> None:
@@ -300,14 +148,40 @@ async def test_a_reader_that_keeps_the_log_delays_the_overwriting_and_not_the_re
     store._write.execute("PRAGMA busy_timeout = 50")
     reader = sqlite3.connect(file, isolation_level=None)
     reader.execute("BEGIN")
-    reader.execute("SELECT count(*) FROM items").fetchall()
+    reader.execute("SELECT count(*) FROM turns").fetchall()
     await store.delete(OWNER, "my-session")
-    assert "is in use, a removed session stays in it for now" in caplog.text
+    assert "is in use, what was removed stays in it for now" in caplog.text
     assert (await store.sessions(OWNER, limit=9)).sessions == ()
     reader.execute("ROLLBACK")
     reader.close()
     await store.delete(OWNER, "my-session")
     assert file.with_name(file.name + "-wal").stat().st_size == 0
+
+
+@pytest.mark.parametrize("removal", ["delete", "purge"])
+async def test_what_is_removed_is_nowhere_in_the_file_however_turns_lay_beside_one_another(
+    file, store, removal
+) -> None:
+    """Turns of 16 sessions at once: pages are split and joined, and each may leave copies behind."""
+    removed, text = Owner(user="zq73xkanary"), "zq73xkanary "
+    for number in range(12):
+        tickets = []
+        for session in range(16):
+            owner = removed if session % 4 == 0 else OWNER
+            words = (text if owner == removed else "other words ") * (5 + 11 * session % 40)
+            turn = new(words, f"{session}-{number}", f"session-{session}-of-{owner.user}", owner)
+            tickets.append(((await store.accept(turn)).ticket, words))
+        for ticket, words in tickets:
+            await store.finish(ticket, Outcome("complete", "stop", words * 3))
+    if removal == "purge":
+        assert await store.purge(removed, closed_s=0) == 4
+    else:
+        for session in range(0, 16, 4):
+            await store.delete(removed, f"session-{session}-of-{removed.user}")
+    assert b"other words" in file.read_bytes()
+    for part in file.parent.iterdir():
+        assert part.read_bytes().count(b"zq73xkanary") == 0
+    assert await store.check() == ()
 
 
 async def test_what_people_said_is_for_the_owner_of_the_file_alone(tmp_path) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chatkit.types import ChatRequest, Event, Owner, Reply
+from chatkit.server.callers import Caller
+from chatkit.types import ChatRequest, Event, Reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,9 @@ class Door(Protocol):
 
     Raises:
         InvalidRequest: the body or a value of it is wrong, naming it.
+        Forbidden: the body names a user that the caller may not act for.
     """
 
-    def __call__(self, raw: bytes, owner: Owner, headers: Mapping[str, str], defaults: Defaults) -> Call:
+    def __call__(self, raw: bytes, caller: Caller, headers: Mapping[str, str], defaults: Defaults) -> Call:
         """Parse a body; the headers' names are lower-case."""
         ...

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from chatkit.errors import ChatkitError
+from chatkit.server.callers import Caller
 from chatkit.server.protocols import Defaults, bodies
 from chatkit.server.sse import JSON_LINES, SSE, frame
 from chatkit.service import new_request_id
@@ -14,7 +15,6 @@ from chatkit.types import (
     Error,
     Event,
     ModerationResult,
-    Owner,
     Passage,
     Replace,
     Reply,
@@ -42,6 +42,8 @@ class _Parameters(BaseModel):
     repetition_penalty: float | None = None
     seed: bodies.Whole | None = None
     stop: list[str] | None = None
+    replaces: bodies.Whole | None = None
+    user: str | None = None
 
 
 class _Body(BaseModel):
@@ -55,7 +57,7 @@ class _Body(BaseModel):
 class Invocation:
     """One call of this door; see `protocols.Call`."""
 
-    def __init__(self, raw: bytes, owner: Owner, headers: Mapping[str, str], defaults: Defaults) -> None:
+    def __init__(self, raw: bytes, caller: Caller, headers: Mapping[str, str], defaults: Defaults) -> None:
         body = bodies.read(raw, _Body, example='{"inputs": "Hello"}')
         given = body.parameters
         self.stream = body.stream or given.stream
@@ -67,9 +69,10 @@ class Invocation:
         self.request = ChatRequest(
             text=body.inputs,
             request_id=new_request_id() if given.request_id is None else given.request_id,
-            owner=owner,
+            owner=caller.acting_for(given.user, "parameters.user").owner,
             session_id=given.session_id,
             client_request_id=given.request_id is not None,
+            replaces=given.replaces,
             sampling=SamplingParams(max_new_tokens=tokens, stop_words=tuple(given.stop or ()), **sampling),
             retrieval=RetrievalOptions(
                 enabled=not given.no_retrieval, k=defaults.k if given.k is None else given.k, index=given.index
@@ -91,6 +94,7 @@ def answer(reply: Reply) -> dict[str, Any]:
         "outputs": reply.text,
         "session_id": reply.session_id,
         "request_id": reply.request_id,
+        "seq": reply.seq,
         "finish_reason": reply.finish_reason,
         "moderation": {
             "flagged": reply.finish_reason == "content_filter",

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from chatkit.errors import ChatkitError, Conflict, InvalidRequest, NotFound, Unauthorized, UnknownModel
+from chatkit.errors import ChatkitError, Conflict, Forbidden, InvalidRequest, NotFound, Unauthorized, UnknownModel
+from chatkit.server.callers import DELEGATE, Caller
 from chatkit.server.protocols import Defaults, bodies, native
 from chatkit.server.sse import SSE
 from chatkit.service import new_request_id
@@ -111,9 +112,11 @@ class ChatCompletion:
 
     media_type = SSE
 
-    def __init__(self, raw: bytes, owner: Owner, headers: Mapping[str, str], defaults: Defaults) -> None:
+    def __init__(self, raw: bytes, caller: Caller, headers: Mapping[str, str], defaults: Defaults) -> None:
         body = bodies.read(raw, _Body, example=EXAMPLE, drop_null=True)
-        ignored = [name for name, value in (body.model_extra or {}).items() if _changes_nothing(name, value)]
+        more = dict(body.model_extra or {})
+        owner = _acting(caller, more).owner
+        ignored = [name for name, value in more.items() if _changes_nothing(name, value)]
         self.headers: Mapping[str, str] = {IGNORED: _listed(ignored)} if ignored else {}
         self.stream = bool(body.stream)
         self.model = check_model(body.model, defaults.model)
@@ -175,6 +178,19 @@ class ChatCompletion:
         fields = native.answer(reply)
         names = ("request_id", "sources", "moderation", "timings", "dropped_turns", "dropped_passages", "replayed")
         return {"session_id": reply.session_id or None, **{name: fields[name] for name in names}}
+
+
+def _acting(caller: Caller, more: dict[str, Any]) -> Caller:
+    """Return the caller as it acts for `user`, which is taken out of the other fields.
+
+    Of a caller that may not name anybody it stays there: OpenAI's clients send it for purposes of their own.
+    """
+    if DELEGATE not in caller.scopes:
+        return caller
+    user = more.pop("user", None)
+    if user is not None and not isinstance(user, str):
+        raise InvalidRequest(f"'user' is {bodies.short(user)}, expected a name")
+    return caller.acting_for(user, "user")
 
 
 def _request(body: _Body, owner: Owner, headers: Mapping[str, str], defaults: Defaults) -> ChatRequest:
@@ -268,6 +284,7 @@ def model(name: str, created: int) -> dict[str, Any]:
 _TYPES: tuple[tuple[type[ChatkitError], str], ...] = (
     (InvalidRequest, "invalid_request_error"),
     (Unauthorized, "authentication_error"),
+    (Forbidden, "permission_error"),
     (NotFound, "not_found_error"),
     (Conflict, "conflict_error"),
 )

@@ -1,0 +1,142 @@
+"""What the commands of `chatkit sessions` share: the store of the settings, whose sessions are meant, reading them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from chatkit.cli import setting_options
+from chatkit.errors import ConfigError, InvalidRequest, NotFound
+from chatkit.settings import Settings, load_settings
+from chatkit.types import Owner, Turn, check_id
+
+if TYPE_CHECKING:
+    from chatkit.protocols import SessionHead
+    from chatkit.wiring import Store
+
+T = TypeVar("T")
+DYNAMODB = ("dynamodb_table", "dynamodb_region", "dynamodb_endpoint")
+# Sessions and turns that are read at once.
+PAGE = 100
+# Characters of an owner's name: with a session's id, percent-encoded, they fit a key of DynamoDB.
+_LONGEST_NAME = 64
+_STEP = "chatkit sessions list shows those there are"
+
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+
+
+def owned(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what names the store and whose sessions are meant."""
+    command = setting_options("home", "store", "session_keys", *DYNAMODB, "api_key", "api_key_file")(command)
+    command = click.option("--user", metavar="NAME", help="Whose sessions; without it the service's own callers.")(
+        command
+    )
+    return click.option("--tenant", metavar="NAME", help="Of which tenant; without it the service's own.")(command)
+
+
+def with_store(
+    config: str | None,
+    flags: dict[str, Any],
+    whose: dict[str, str | None],
+    work: "Callable[[Store, Owner], Awaitable[T]]",
+) -> T:
+    """Open the store of the settings, do the work for the owner that is meant, and close it."""
+    from chatkit import wiring
+
+    settings = load_settings(flags, file=Path(config) if config else None)
+    if settings.store == "memory":
+        raise ConfigError("store is 'memory', which only the running service can see; use sqlite or dynamodb")
+    owner = _owner(settings, **whose)
+    store = wiring.open_store(settings)
+    try:
+        return asyncio.run(_awaited(work(store, owner)))
+    finally:
+        store.close()
+
+
+async def _awaited(work: Awaitable[T]) -> T:
+    return await work
+
+
+def _owner(settings: Settings, *, tenant: str | None, user: str | None) -> Owner:
+    """Return whose sessions are meant: those of the callers that a service with these settings has, unless named."""
+    own = Owner.behind(settings.api_key)
+    if user is None and settings.keys_file is not None:
+        raise ConfigError(
+            f"keys_file {str(settings.keys_file)!r} has several owners; say whose with --user, and --tenant"
+        )
+    for name, value in (("--tenant", tenant), ("--user", user)):
+        if value is not None and not (1 <= len(value) <= _LONGEST_NAME and value.isprintable()):
+            raise InvalidRequest(
+                f"{name} is {value[:80]!r}, expected 1 to {_LONGEST_NAME} characters that print; without it, "
+                "chatkit sessions list shows the sessions of the service's own callers"
+            )
+    return Owner(own.tenant if tenant is None else tenant, own.user if user is None else user)
+
+
+def check_ids(*session_ids: str) -> None:
+    """Refuse what can be no session's id, as the service does.
+
+    Raises:
+        InvalidRequest: naming the first.
+    """
+    for session_id in session_ids:
+        try:
+            check_id("ID", session_id)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{error}; {_STEP}") from None
+
+
+async def heads_of(store: "Store", owner: Owner) -> "AsyncIterator[SessionHead]":
+    """Yield every session of an owner, the one opened last first."""
+    cursor = None
+    while True:
+        page = await store.sessions(owner, limit=PAGE, cursor=cursor)
+        for head in page.sessions:
+            yield head
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+async def turns_of(store: "Store", owner: Owner, session_id: str) -> AsyncIterator[Turn]:
+    """Yield the turns of a session, hidden ones too, page by page.
+
+    Raises:
+        NotFound: there is no such session.
+    """
+    after = 0
+    try:
+        while page := await store.page(owner, session_id, limit=PAGE, after=after):
+            for turn in page:
+                yield turn
+            after = page[-1].seq
+    except NotFound:
+        raise not_there(session_id) from None
+
+
+async def read_session(store: "Store", owner: Owner, session_id: str) -> tuple[list[Turn], int | None]:
+    """Return the turns of a session, hidden ones too, and when it ends, epoch seconds.
+
+    Raises:
+        NotFound: there is no such session.
+    """
+    try:
+        expires_at = (await store.load(owner, session_id, limit=1)).expires_at
+    except NotFound:
+        raise not_there(session_id) from None
+    turns = [turn async for turn in turns_of(store, owner, session_id)]
+    return turns, None if expires_at is None else int(expires_at)
+
+
+def not_there(session_id: str) -> NotFound:
+    """Return the error for a session that the owner does not have."""
+    return NotFound(f"session {session_id!r} does not exist; {_STEP}")
+
+
+def clock(seconds: float) -> str:
+    """Return a moment of epoch seconds in words, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

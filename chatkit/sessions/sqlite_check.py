@@ -1,0 +1,119 @@
+"""What is wrong with a SQLite file, in plain sentences: the database itself, every session, every request."""
+
+import itertools
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
+
+from chatkit.sessions import items
+from chatkit.sessions.sqlite_rows import item_of
+
+# A file that is damaged throughout is not listed to its end.
+MOST = 1000
+
+_SESSIONS = """
+SELECT s.id, o.name, s.name, CAST(s.body AS BLOB), t.seq, CAST(t.body AS BLOB)
+FROM sessions s LEFT JOIN owners o ON o.id = s.owner LEFT JOIN turns t ON t.session = s.id
+WHERE s.expires IS NULL OR s.expires > ?
+ORDER BY s.id, t.seq
+"""
+_LOST_TURNS = "SELECT session, count(*) FROM turns WHERE session NOT IN (SELECT id FROM sessions) GROUP BY session"
+_REQUESTS = """
+SELECT o.name, r.name, r.session, r.seq FROM requests r LEFT JOIN owners o ON o.id = r.owner
+WHERE r.expires IS NULL OR r.expires > ?
+"""
+_POINTED_AT = """
+SELECT CAST(t.body AS BLOB) FROM owners o JOIN sessions s ON s.owner = o.id JOIN turns t ON t.session = s.id
+WHERE o.name = ? AND s.name = ? AND t.seq = ?
+"""
+
+
+def check(connection: sqlite3.Connection, now: float) -> tuple[str, ...]:
+    """Return a sentence for each thing that is wrong, at most `MOST` and one that says so; reads row by row."""
+    connection.execute("BEGIN")  # one moment of the file, whoever writes to it meanwhile
+    try:
+        found = tuple(itertools.islice(_all(connection, now), MOST))
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    return (*found, f"there is more; these are the first {MOST}") if len(found) == MOST else found
+
+
+def _all(connection: sqlite3.Connection, now: float) -> Iterator[str]:
+    parts = {"database": _page_faults, "table of sessions": _turns_faults, "table of requests": _requests_faults}
+    for name, faults in parts.items():
+        try:
+            yield from faults(connection, now)
+        except sqlite3.Error as error:
+            yield f"the {name} cannot be read to its end: {error}"
+
+
+def _page_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
+    for (line,) in connection.execute("PRAGMA integrity_check"):
+        if line != "ok":
+            yield f"the database is damaged: {line}"
+
+
+def _turns_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
+    rows = connection.execute(_SESSIONS, (now,))
+    for (_, owner, name, body), turns in itertools.groupby(rows, lambda row: row[:4]):
+        place = f"session {items.session_id_of(f'#{name}')!r} of {_owner(owner)}"
+        yield from _session_faults(place, item_of(body), ((seq, text) for *_, seq, text in turns if seq is not None))
+    for session, count in connection.execute(_LOST_TURNS):
+        yield f"{count} turns are in no session; the number of theirs was {session}"
+
+
+def _requests_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
+    for owner, name, session, seq in connection.execute(_REQUESTS, (now,)):
+        yield from _request_faults(connection, owner, name, session, seq)
+
+
+def _session_faults(place: str, head: dict[str, Any] | None, turns: Iterator[tuple[int, bytes]]) -> Iterator[str]:
+    newest = 0
+    for seq, body in turns:
+        if seq == newest + 2:
+            yield f"{place} has no turn {newest + 1}"
+        elif seq != newest + 1:
+            yield f"{place} has no turns {newest + 1} to {seq - 1}"
+        newest = seq
+        yield from _turn_faults(f"turn {seq} of {place}", seq, item_of(body))
+    if head is None or not isinstance(head.get("version"), int) or not isinstance(head.get("created_at"), int | float):
+        yield f"the own entry of {place} cannot be read"
+    elif head["version"] != newest:
+        yield f"{place} counts {head['version']} turns, and its newest is {newest}"
+
+
+def _turn_faults(place: str, seq: int, item: dict[str, Any] | None) -> Iterator[str]:
+    try:
+        turn = None if item is None else items.turn_of(item, expired=False)
+    except (ValueError, KeyError, TypeError):
+        turn = None
+    if turn is None:
+        yield f"{place} cannot be read"
+    elif turn.seq != seq:
+        yield f"{place} says that it is turn {turn.seq}"
+    elif turn.replaces is not None and not 1 <= turn.replaces < seq:
+        yield f"{place} replaces {turn.replaces}, which is no older turn"
+
+
+def _request_faults(
+    connection: sqlite3.Connection, owner: str | None, name: str, session: Any, seq: Any
+) -> Iterator[str]:
+    request = items.session_id_of(f"#{name}")
+    place = f"request {request!r} of {_owner(owner)}"
+    if not isinstance(session, str) or not isinstance(seq, int):
+        yield f"{place} cannot be read"
+        return
+    row = connection.execute(_POINTED_AT, (owner, quote(session, safe=""), seq)).fetchone()
+    if row is None:
+        yield f"{place} points at turn {seq} of session {session!r}, which is not there"
+        return
+    item = item_of(row[0])
+    if item is not None and item.get("request_id", request) != request:
+        yield f"{place} points at turn {seq} of session {session!r}, which is of request {item['request_id']!r}"
+
+
+def _owner(name: str | None) -> str:
+    """Return how an owner is named to the operator."""
+    return "an owner that is not there" if name is None else f"owner {name}"

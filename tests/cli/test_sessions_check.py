@@ -1,0 +1,97 @@
+"""`chatkit sessions check`: a store is sound, or what is wrong with it is named and what can be read is still read."""
+
+import json
+
+import pytest
+
+from chatkit.sessions import items
+from chatkit.types import Owner
+from tests.cli.places import Place, talk, talk_of_everything
+
+# The turns of each session that hold what is damaged.
+DAMAGED = {"session-of-all": (2, 5), "session-2": (2, 4, 5)}
+REPAIR = "what can be read: chatkit sessions export --all > FILE; "
+
+
+async def fill(store) -> None:
+    await talk_of_everything(store, Owner(), "session-of-all")
+    await talk(store, Owner(), "session-2", 6)
+
+
+def damage(place: Place, text: str) -> None:
+    """Break the stored forms that hold a text, byte for byte, as a bad disk would."""
+    whole = place.file.read_bytes()
+    assert text.encode() in whole
+    place.file.write_bytes(whole.replace(text.encode(), b'"' * len(text.encode())))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "dynamodb"])
+def test_a_sound_store_has_no_problems(request, tmp_path, kind) -> None:
+    place = Place(kind, request, tmp_path / "file")
+    place.run(fill)
+    done = place.chatkit("check")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "sessions 2, turns 12, problems 0\n", "")
+    done = place.chatkit("check", "--json", "--user", "alice")
+    assert json.loads(done.stdout) == {"sessions": 0, "turns": 0, "problems": []}
+
+
+def test_a_damaged_turn_is_named_and_the_rest_can_still_be_exported(request, tmp_path) -> None:
+    place = Place("sqlite", request, tmp_path / "file")
+    place.run(fill)
+    for number in (2, 4, 5):
+        damage(place, f"question {number} of anonymous")
+    where = "session {!r} of owner T#default#U#anonymous cannot be read"
+    damaged = [f"turn {seq} of " + where.format(name) for name, seqs in DAMAGED.items() for seq in seqs]
+    done = place.chatkit("check")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [*damaged, "sessions 2, turns 7, problems 5"]
+    assert done.stderr.startswith(REPAIR)
+    told = place.chatkit("check", "--json")
+    assert (told.returncode, json.loads(told.stdout)["problems"]) == (1, damaged)
+
+    exported = place.chatkit("export", "session-2", "session-of-all")
+    assert exported.returncode == 1
+    rows = [json.loads(line) for line in exported.stdout.strip("\n").split("\n")]
+    assert [row["seq"] for row in rows if row["session_id"] == "session-2"] == [1, 3, 6]
+    assert "error: sessions with turns that cannot be read: 2; the rest of each was written\n" in exported.stderr
+    there = Place("sqlite", request, tmp_path / "there")
+    refused = there.chatkit("import", "-", given=exported.stdout.encode())
+    assert refused.returncode == 2
+    assert "line 2: it has turn 3 where turn 2 is expected" in refused.stderr
+    assert there.ids() == []
+
+
+def test_a_turn_that_is_missing_from_a_table_is_named(request, tmp_path) -> None:
+    place = Place("dynamodb", request, tmp_path)
+    place.run(fill)
+    import boto3
+
+    client = boto3.client("dynamodb", endpoint_url=place.address)
+    key = {"pk": {"S": items.session_key(Owner(), "session-2")}, "sk": {"S": items.turn_key(3)}}
+    client.delete_item(TableName=place.table, Key=key)
+    client.close()
+    done = place.chatkit("check")
+    assert done.returncode == 1
+    assert done.stdout == ("session 'session-2': 3 of its 6 turns cannot be read\nsessions 2, turns 11, problems 1\n")
+    assert REPAIR in done.stderr
+
+
+def test_a_turn_that_no_import_would_take_is_a_problem(request, tmp_path) -> None:
+    place = Place("dynamodb", request, tmp_path)
+    place.run(fill)
+    import boto3
+
+    client = boto3.client("dynamodb", endpoint_url=place.address)
+    key = {"pk": {"S": items.session_key(Owner(), "session-2")}, "sk": {"S": items.turn_key(3)}}
+    client.update_item(
+        TableName=place.table,
+        Key=key,
+        UpdateExpression="SET #attempt = :odd",
+        ExpressionAttributeNames={"#attempt": "attempt"},
+        ExpressionAttributeValues={":odd": {"N": "0"}},
+    )
+    client.close()
+    done = place.chatkit("check", "--json")
+    assert done.returncode == 1
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert problem.startswith("session 'session-2', turn 3: attempt is 0, expected a whole number from 1 on")

@@ -1,0 +1,94 @@
+"""The killer: nothing that was acknowledged is lost over SIGKILLs, and what is planted is found."""
+
+import json
+
+import pytest
+
+from chatkit import cli
+from chatkit.errors import ConfigError, EngineFailed
+from chatkit.evaluation import scripted
+from chatkit.evaluation.killing import KillBench
+from chatkit.evaluation.session_bench import bench_kills
+from chatkit.settings import load_settings
+from tests import ministack
+
+PROMISES = ("lost", "duplicated", "holes", "reordered", "unknown", "unanswered")
+
+
+def settings_for(store: str, request, **more):
+    if store == "dynamodb":
+        address = request.getfixturevalue("dynamodb")
+        more |= {"dynamodb_endpoint": address, "dynamodb_table": ministack.new_table(address)}
+    return load_settings({"store": store, **more})
+
+
+@pytest.mark.parametrize("store", ["sqlite", "dynamodb"])
+def test_no_acknowledged_turn_is_lost_over_25_kills(store, request, capsys) -> None:
+    named = settings_for(store, request)
+    table = ["--dynamodb-endpoint", named.dynamodb_endpoint, "--dynamodb-table", named.dynamodb_table]
+    cli.main(
+        ["bench", "sessions", "--kills", "25", "--store", store, *(table if store == "dynamodb" else []), "--json"]
+    )
+    said = capsys.readouterr()
+    report = json.loads(said.out)
+    figures = report["figures"]
+    assert {name: figures[name] for name in PROMISES} == dict.fromkeys(PROMISES, 0), said.err
+    assert (report["command"], figures["kills"], len(report["rows"])) == ("bench sessions", 25, 25)
+    assert figures["acknowledged"] >= sum(row["acknowledged"] for row in report["rows"]) > 25
+    assert figures["kills_in_flight"] == sum(row["broken"] > 0 for row in report["rows"]) >= 13
+    assert all(0.05 <= row["after_s"] <= 0.8 for row in report["rows"])
+    assert report["settings"] | {"store": store, "kills": 25, "clients": 8, "seed": 0} == report["settings"]
+    assert "25 of 25 kills" in said.err
+    if store == "dynamodb":
+        assert "bench-" not in ministack.everything_in(named.dynamodb_endpoint, named.dynamodb_table)
+
+
+@pytest.mark.parametrize("planted", ["early", "drops"])
+def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turns(planted, request, tmp_path) -> None:
+    said: list[str] = []
+    verdict = bench_kills(
+        settings_for("sqlite", request),
+        KillBench(3, clients=4),
+        said.append,
+        program=("-m", "tests.faults.lossy_serve", planted),
+    )
+    assert verdict.report.figures["lost"] > 0
+    assert len(verdict.wrong) >= verdict.report.figures["lost"]
+    assert any(line.startswith("lost: turn ") for line in said)
+    assert any(line.startswith("kept for a look at it: ") for line in said)
+
+
+def test_a_server_that_does_not_come_up_is_named_with_its_last_words(request) -> None:
+    dying = ("-m", "tests.faults.lossy_serve", "dies")
+    with pytest.raises(EngineFailed, match="the planted end"):
+        bench_kills(settings_for("sqlite", request), KillBench(1), lambda line: None, program=dying)
+
+
+def test_a_server_that_ends_by_itself_is_no_kill(tmp_path) -> None:
+    told = "import os, sys; sys.stdin.readline(); print('ready', os.getpid(), '1\\nended 0', flush=True)"
+    server = scripted.ScriptedServer(tmp_path, {}, program=("-c", f"{told}; sys.stdin.readline()"))
+    try:
+        assert server.start() == ("127.0.0.1", 1)
+        with pytest.raises(EngineFailed, match="it had ended 0 before it was killed"):
+            server.kill()
+    finally:
+        server.close()
+
+
+def test_a_store_that_ends_with_its_process_is_not_measured(request) -> None:
+    with pytest.raises(ConfigError, match="use sqlite or dynamodb"):
+        bench_kills(settings_for("memory", request), KillBench(1), lambda line: None)
+
+
+def test_the_server_ends_with_whoever_started_it(tmp_path) -> None:
+    """Its standard input ends when the killer dies, however that dies."""
+    settings = {"store": "sqlite", "home": str(tmp_path)}
+    server = scripted.ScriptedServer(tmp_path, settings)
+    try:
+        server.start()
+        server._process.stdin.close()
+        assert server._process.wait(30) == 0
+        assert server._line() == ["ended", "0"]
+        server._pid = None
+    finally:
+        server.close()

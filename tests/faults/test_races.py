@@ -1,0 +1,41 @@
+"""Writers of two processes at once on one session: every number once, and stored is what was acknowledged."""
+
+import pytest
+
+from chatkit.errors import InvalidRequest, Unavailable
+from chatkit.evaluation.races import RaceBench
+from chatkit.evaluation.session_bench import bench_races
+from chatkit.settings import load_settings
+from tests import ministack
+
+PROMISES = ("lost", "duplicated", "holes", "reordered", "unknown")
+
+
+@pytest.mark.parametrize("store", ["sqlite", "dynamodb", "memory"])
+def test_six_writers_of_two_processes_number_one_session_without_holes_and_repeats_get_one_turn(store, request) -> None:
+    flags = {"store": store}
+    if store == "dynamodb":
+        address = request.getfixturevalue("dynamodb")
+        flags |= {"dynamodb_endpoint": address, "dynamodb_table": ministack.new_table(address)}
+    said: list[str] = []
+    bench = RaceBench(turns=50 if store != "dynamodb" else 25)
+    verdict = bench_races(load_settings(flags), bench, said.append)
+    figures = verdict.report.figures
+    turns = 6 * bench.turns + bench.shared
+    assert verdict.wrong == ()
+    assert (figures["runs"], figures["runs_right"]) == (1, 1)
+    assert figures["stored"] == figures["acknowledged"] == turns
+    assert {name: figures[name] for name in PROMISES} == dict.fromkeys(PROMISES, 0)
+    assert figures["hand_overs"] > 3  # else one process wrote after the other
+    assert said == [f"run 1 of 1: {turns} acknowledged, {turns} stored"]
+
+
+def test_a_process_of_writers_that_fails_is_named_with_its_last_words(monkeypatch) -> None:
+    monkeypatch.setattr("chatkit.evaluation.races._PROGRAM", ("-c", "raise SystemExit('no such thing')"))
+    with pytest.raises(Unavailable, match="ended with code 1: no such thing"):
+        bench_races(load_settings(), RaceBench(), lambda line: None)
+
+
+def test_a_race_without_turns_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="expected numbers of at least 1"):
+        RaceBench(turns=0)
