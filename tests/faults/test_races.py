@@ -18,7 +18,7 @@ def test_six_writers_of_two_processes_number_one_session_without_holes_and_repea
         address = request.getfixturevalue("dynamodb")
         flags |= {"dynamodb_endpoint": address, "dynamodb_table": ministack.new_table(address)}
     said: list[str] = []
-    bench = RaceBench(turns=50 if store != "dynamodb" else 25)
+    bench = RaceBench()
     verdict = bench_races(load_settings(flags), bench, said.append)
     figures = verdict.report.figures
     turns = 6 * bench.turns + bench.shared

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import pytest
@@ -111,6 +112,17 @@ def test_a_shelf_that_cannot_be_opened_or_read_is_store_failed(tmp_path, caplog)
     assert caplog.messages == [f"the keys of sessions {tmp_path / 'keys.sqlite3'} failed: database is locked"]
     other.close()
     shelf.close()
+
+
+def test_a_file_that_another_process_is_making_is_waited_for(tmp_path) -> None:
+    other = sqlite3.connect(tmp_path / "keys.sqlite3", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    other.execute("CREATE TABLE another (name TEXT)")
+    ending = threading.Timer(0.2, other.execute, ["ROLLBACK"])
+    ending.start()
+    SQLiteKeys(tmp_path / "keys.sqlite3").close()
+    ending.join()
+    other.close()
 
 
 def test_a_shelf_is_cleared_of_one_owner(shelf) -> None:
