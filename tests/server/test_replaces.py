@@ -58,20 +58,26 @@ async def test_another_answer_to_the_same_message_leaves_the_first_one_stored(op
 
 @pytest.mark.parametrize("number", [190, 100, 5, 1])
 async def test_however_old_the_replaced_turn_is_the_model_sees_as_many_from_before_it(open_site, number) -> None:
+    most = ServiceOptions().history_turns
+
+    def first_before(number: int) -> int:
+        """The first turn of a whole block, a quarter of those that are read, among the newest before this one."""
+        block = most // 4
+        return -(-max(0, number - most - 1) // block) * block + 1
+
     async with open_site(["Hi."]) as site:
-        most = ServiceOptions().history_turns
         turns = [turn_with(seq, f"Message-{seq}.", "Hi.") for seq in range(1, 201)]
         await site.store.restore(Owner(), "my-session", turns, expires_at=None)
         answer = await replaced(site, "Once more", number)
-        assert (answer.status_code, answer.json()["dropped_turns"]) == (200, 0)
+        assert (answer.status_code, answer.json()["dropped_turns"]) == (200, first_before(number) - 1)
         seen = [int(seq) for seq in re.findall(r"Message-(\d+)\.", site.model.prompts[-1])]
-        assert seen == list(range(max(1, number - most), number))
+        assert seen == list(range(first_before(number), number))
         await told(site, "And now?")
         assert [turn.seq for turn in (await site.turns())[-2:]] == [201, 202]
         await replaced(site, "Once again", 202)
         await replaced(site, "And again", max(1, number - 2))
         seen = [int(seq) for seq in re.findall(r"Message-(\d+)\.", site.model.prompts[-1])]
-        assert seen == list(range(max(1, number - 2 - most), number - 2))
+        assert seen == list(range(first_before(number - 2), number - 2))
 
 
 async def test_a_replacing_turn_that_is_blocked_shows_the_old_ones_again(open_site) -> None:
