@@ -37,3 +37,5 @@ def main() -> None:
 
 
 main()
+sys.stdout.flush()
+os._exit(0)  # as the engine's ranks do: the meeting thread may be inside a collective when its process ends
