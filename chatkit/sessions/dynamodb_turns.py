@@ -57,7 +57,7 @@ class Turns:
             for turn in filter(None, (conditions.turn_in(row, head, now) for row in rows)):
                 newest.take(turn)
             if newest.full or last is None:
-                return newest.conversation(head.get("expires_at"))
+                return newest.conversation(head.get("expires_at"), head.get("version"))
             rows, last = self._table.page(budget, **asked, ExclusiveStartKey=_after(last, head))
 
     def accept(self, budget: Budget, turn: NewTurn) -> Accepted:

@@ -60,7 +60,8 @@ def load(records: Records, owner: Owner, session_id: str, limit: int, now: float
         turn = read_turn(key, item, now)
         if turn is not None:
             newest.take(turn)
-    return newest.conversation((head or {}).get("expires_at"))
+    kept = head or {}
+    return newest.conversation(kept.get("expires_at"), kept.get("version"))
 
 
 def accept(records: Records, turn: NewTurn, now: float, retention_s: float | None) -> Accepted:

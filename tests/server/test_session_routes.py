@@ -135,6 +135,27 @@ async def test_an_export_that_breaks_off_is_no_whole_answer(owned, monkeypatch, 
         assert (await get(site, "/sessions/my-session")).status_code == 200
 
 
+@pytest.mark.parametrize("lost", [(3,), (6,), (1, 2, 3, 4, 5, 6)])
+async def test_an_export_that_lacks_a_damaged_turn_is_no_whole_answer(owned, lost, caplog) -> None:
+    async with owned(["Hi."]) as site:
+        turns = [turn_with(number, "Hello", "Hi.") for number in range(1, 7)]
+        await site.store.restore(Owner(user="alice"), "my-session", turns, expires_at=None)
+        for seq in lost:
+            site.store._write.execute("UPDATE turns SET body = '{' WHERE seq = ?", (seq,))
+        seen = []
+        async with site.client.stream("GET", "/sessions/my-session/export", headers=bearer(ALICE)) as answer:
+            assert answer.status_code == 200
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                async for line in answer.aiter_lines():
+                    seen.append((json.loads(line)["seq"], json.loads(line)["turns"]))
+        assert seen == [(seq, 6) for seq in range(1, 7) if seq not in lost]
+        assert any(
+            record.getMessage().endswith(f" lacks turns: {len(lost)} of 6")
+            for record in caplog.records
+            if record.name.startswith("chatkit.server")
+        )
+
+
 async def test_a_removed_session_is_gone_and_removing_it_again_finds_nothing(owned) -> None:
     async with owned(["Hi."]) as site:
         await tell(site, ALICE, "Hello", "Again")
