@@ -15,6 +15,8 @@ from chatkit.errors import EngineFailed
 
 # What Python runs; it forks a server for each line it is given, from a process that has imported everything.
 PROGRAM = ("-m", "chatkit.cli._scripted_serve")
+# A message with this word is refused.
+REFUSED = "unspeakable"
 # A server that says nothing for this long is stuck. Seconds.
 _PATIENCE = 60.0
 

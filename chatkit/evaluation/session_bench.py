@@ -62,11 +62,11 @@ def bench_kills(
         finally:
             server.close()
         progress("reading everything back …")
-        findings = _compared(settings, ledger, prefix, began)
-        wrong = findings.lines()
+        findings, damaged = _compared(settings, ledger, prefix, began)
+        wrong = [*findings.lines(), *(f"damaged: {line}" for line in damaged)]
         wrong += [f"unanswered: {_unanswered(ledger, request_id)}" for request_id in ledger.unanswered()]
         _tidy(settings, ledger, wrong, home, progress)
-    figures = _kill_figures(kills, ledger, findings, spent)
+    figures = _kill_figures(kills, ledger, findings, spent) | {"damaged": len(damaged)}
     rows = [asdict(kill) for kill in kills]
     told: dict[str, Any] = {
         "kills": bench.kills,
@@ -130,20 +130,36 @@ def _kill_figures(kills: Sequence[Kill], ledger: Ledger, findings: Findings, spe
         "kills": len(kills),
         "kills_in_flight": sum(kill.broken > 0 for kill in kills),
         "acknowledged_per_kill": round(ledger.acknowledged / len(kills), 1),
+        **_kinds_of(ledger),
         **figures_of(ledger, findings),
         "unanswered": len(ledger.unanswered()),
         "begin_finish_p99_ms": round(slow * 1000, 2),
     }
 
 
+def _kinds_of(ledger: Ledger) -> dict[str, float]:
+    """Return how many acknowledged turns are blocked, how many took another's place, how many were asked again."""
+    known = ledger.asked
+    asked = [known[name] for name in {answer.request_id for answer in ledger.answers}]
+    kinds = {"blocked": sum(one.refused for one in asked), "replacing": sum(one.replaces is not None for one in asked)}
+    return {**kinds, "asked_again": ledger.asked_again}
+
+
 def _unanswered(ledger: Ledger, request_id: str) -> str:
     return f"request {request_id}: {ledger.refusals.get(request_id, 'no answer at all')}"
 
 
-def _compared(settings: Settings, ledger: Ledger, prefix: str, began: float) -> Findings:
+def _compared(settings: Settings, ledger: Ledger, prefix: str, began: float) -> tuple[Findings, tuple[str, ...]]:
+    """Compare what was acknowledged with what is stored; beside it what a store that is a file finds wrong with it."""
+
+    async def read(store: wiring.Store) -> tuple[Findings, tuple[str, ...]]:
+        stored = await read_back(store, Owner(), ledger, prefix, since=began - _SKEW)
+        check = getattr(store, "check", None)
+        return compare(ledger, stored), () if check is None else await check()
+
     store = wiring.open_store(settings)
     try:
-        return compare(ledger, asyncio.run(read_back(store, Owner(), ledger, prefix, since=began - _SKEW)))
+        return asyncio.run(read(store))
     finally:
         store.close()
 

@@ -1,6 +1,7 @@
 """The killer: nothing that was acknowledged is lost over SIGKILLs, and what is planted is found."""
 
 import json
+import tempfile
 
 import pytest
 
@@ -9,10 +10,11 @@ from chatkit.errors import ConfigError, EngineFailed
 from chatkit.evaluation import scripted
 from chatkit.evaluation.killing import KillBench
 from chatkit.evaluation.session_bench import bench_kills
+from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.settings import load_settings
 from tests import ministack
 
-PROMISES = ("lost", "duplicated", "holes", "reordered", "unknown", "unanswered")
+PROMISES = ("lost", "duplicated", "holes", "reordered", "unknown", "unanswered", "damaged")
 
 
 def settings_for(store: str, request, **more):
@@ -35,6 +37,8 @@ def test_no_acknowledged_turn_is_lost_over_25_kills(store, request, capsys) -> N
     assert {name: figures[name] for name in PROMISES} == dict.fromkeys(PROMISES, 0), said.err
     assert (report["command"], figures["kills"], len(report["rows"])) == ("bench sessions", 25, 25)
     assert figures["acknowledged"] >= sum(row["acknowledged"] for row in report["rows"]) > 25
+    assert min(figures["blocked"], figures["replacing"]) > 0
+    assert 8 <= figures["asked_again"] <= 80
     assert figures["kills_in_flight"] == sum(row["broken"] > 0 for row in report["rows"]) >= 13
     assert all(0.05 <= row["after_s"] <= 0.8 for row in report["rows"])
     assert report["settings"] | {"store": store, "kills": 25, "clients": 8, "seed": 0} == report["settings"]
@@ -56,6 +60,25 @@ def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turn
     assert len(verdict.wrong) >= verdict.report.figures["lost"]
     assert any(line.startswith("lost: turn ") for line in said)
     assert any(line.startswith("kept for a look at it: ") for line in said)
+
+
+def test_a_file_that_is_found_damaged_is_a_broken_promise(request, tmp_path, monkeypatch) -> None:
+    async def check(store) -> tuple[str, ...]:
+        return ("turn 2 of somebody cannot be read",)
+
+    monkeypatch.setattr(SQLiteStore, "check", check)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    verdict = bench_kills(settings_for("sqlite", request), KillBench(1, clients=2), lambda line: None)
+    assert verdict.wrong == ("damaged: turn 2 of somebody cannot be read",)
+    assert verdict.report.figures["damaged"] == 1
+
+
+def test_a_store_that_answers_a_request_in_another_way_after_the_last_kill_is_found(request, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    bench = KillBench(2, clients=2)
+    forgets = ("-m", "tests.faults.lossy_serve", "forgets")
+    verdict = bench_kills(settings_for("sqlite", request), bench, lambda line: None, program=forgets)
+    assert verdict.report.figures["duplicated"] > 0
 
 
 def test_a_server_that_does_not_come_up_is_named_with_its_last_words(request) -> None:
