@@ -2,11 +2,12 @@
 
 import json
 import tempfile
+from pathlib import Path
 
 import pytest
 
-from chatkit import cli
-from chatkit.errors import ConfigError, EngineFailed
+from chatkit import cli, wiring
+from chatkit.errors import ConfigError, EngineFailed, StoreFailed
 from chatkit.evaluation import scripted
 from chatkit.evaluation.killing import KillBench
 from chatkit.evaluation.session_bench import bench_kills
@@ -48,7 +49,10 @@ def test_no_acknowledged_turn_is_lost_over_25_kills(store, request, capsys) -> N
 
 
 @pytest.mark.parametrize("planted", ["early", "drops"])
-def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turns(planted, request, tmp_path) -> None:
+def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turns(
+    planted, request, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     said: list[str] = []
     verdict = bench_kills(
         settings_for("sqlite", request),
@@ -81,7 +85,55 @@ def test_a_store_that_answers_a_request_in_another_way_after_the_last_kill_is_fo
     assert verdict.report.figures["duplicated"] > 0
 
 
-def test_a_server_that_does_not_come_up_is_named_with_its_last_words(request) -> None:
+class Stopping:
+    """Hears what is said, and stops it once, as Ctrl-C does, at the first line that says so."""
+
+    def __init__(self, at: str, then=lambda: None) -> None:
+        self._at, self._then, self.said = at, then, []
+
+    def __call__(self, line: str) -> None:
+        self.said.append(line)
+        if self._at and self._at in line:
+            self._at = ""
+            self._then()
+            raise KeyboardInterrupt
+
+
+def test_what_was_written_to_a_table_is_removed_when_it_is_interrupted_and_the_log_is_kept(
+    request, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    settings = settings_for("dynamodb", request)
+
+    def written() -> bool:
+        return "bench-" in ministack.everything_in(settings.dynamodb_endpoint, settings.dynamodb_table)
+
+    before: list[bool] = []
+    stopping = Stopping("1 of 10 kills", lambda: before.append(written()))
+    with pytest.raises(KeyboardInterrupt):
+        bench_kills(settings, KillBench(10, clients=4), stopping)
+    assert (before, written()) == ([True], False)
+    (kept,) = [line for line in stopping.said if line.startswith("kept for a look at it: ")]
+    assert (Path(kept.partition(": ")[2]) / "serve.log").exists()
+
+
+def test_what_cannot_be_removed_when_it_is_interrupted_is_named(request, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    settings = settings_for("dynamodb", request)
+
+    def fail(settings):
+        raise StoreFailed("the table does not answer")
+
+    stopping = Stopping("1 of 10 kills", lambda: monkeypatch.setattr(wiring, "open_store", fail))
+    with pytest.raises(KeyboardInterrupt):
+        bench_kills(settings, KillBench(10, clients=2), stopping)
+    (left,) = [line for line in stopping.said if line.startswith("left in the table ")]
+    assert left.startswith(f"left in the table '{settings.dynamodb_table}': sessions of requests bench-")
+    assert left.endswith("-…, for the table does not answer")
+
+
+def test_a_server_that_does_not_come_up_is_named_with_its_last_words(request, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dying = ("-m", "tests.faults.lossy_serve", "dies")
     with pytest.raises(EngineFailed, match="the planted end"):
         bench_kills(settings_for("sqlite", request), KillBench(1), lambda line: None, program=dying)
