@@ -200,6 +200,7 @@ class NewTurn:
 
     Attributes:
         user: the message; of a blocked one a store keeps the length alone, and compares the text with a repeat's.
+        opens_session: the request named no session, and `session_id` was made for it.
         after: the newest number in the session as loaded, 0 where it is not open; spares a store the read. Another
             turn may have come since.
         expires_at: when the session ends, as loaded; epoch seconds.

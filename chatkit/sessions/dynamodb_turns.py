@@ -149,7 +149,7 @@ class Turns:
             head = self._table.get(budget, partition, items.META)
             now = self._clock()
             if item is None or head is None or conditions.is_gone(item, now) or conditions.is_gone(head, now):
-                raise items.removed_session(session_id)
+                raise items.removed_session(turn.request_id)
             if not conditions.is_sound(item):
                 raise conditions.damaged(key, "send a new request_id")
             stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))

@@ -281,7 +281,7 @@ class EncryptedStore:
         if accepted.repeat is not None:
             turns = await self._unsealed(turn.owner, accepted.session_id, (accepted.repeat,))
             if turns is None:
-                raise items.removed_session(accepted.session_id)
+                raise items.removed_session(turn.request_id)
             if not turns:
                 raise StoreFailed(f"the turn of request_id {turn.request_id!r} is damaged; send a new request_id")
             return replace(accepted, repeat=turns[0])
@@ -309,9 +309,9 @@ class EncryptedStore:
         if _is_sealed_item(was, other.item["user_length"]):
             kept, key = await self._run(self._keys.fresh, turn.owner, other.session_id)
             if kept is None or key is None:
-                raise items.removed_session(other.session_id) from None
+                raise items.removed_session(turn.request_id) from None
             wrapped, text = kept.wrapped, sealing.sealed_message(key, turn.user, turn.request_id)
-        if text != was or not (turn.opens_session or turn.session_id == other.session_id):
+        if text != was or not items.is_same_session(turn, other.session_id, other.item):
             raise other
         # It must not open a session: its text is in the form of this one.
         same = replace(turn, user=text, session_id=other.session_id, opens_session=False, after=int(other.item["seq"]))

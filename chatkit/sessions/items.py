@@ -44,8 +44,9 @@ class OtherMessage(Conflict):
         session_id, item: where it was used, and the turn's item there.
     """
 
-    def __init__(self, request_id: str, session_id: str, item: dict[str, Any]) -> None:
-        super().__init__(f"request_id {request_id!r} was used for another message; send a new one")
+    def __init__(self, turn: NewTurn, session_id: str, item: dict[str, Any]) -> None:
+        refused = ", or for one that was refused" if turn.opens_session else ""
+        super().__init__(f"request_id {turn.request_id!r} was used for another message{refused}; send a new one")
         self.session_id = session_id
         self.item = item
 
@@ -264,9 +265,9 @@ def session_is_there(session_id: str) -> Conflict:
     return Conflict(f"session {session_id!r} is there already; remove it first, or restore it under another owner")
 
 
-def removed_session(session_id: str) -> NotFound:
-    """Return the error for a repeat of a request whose session is gone."""
-    return NotFound(f"session {session_id!r} does not exist any more; send a new request_id")
+def removed_session(request_id: str) -> NotFound:
+    """Return the error for a repeat of a request whose session is gone; its id is not told to whoever named none."""
+    return NotFound(f"the session of request_id {request_id!r} does not exist any more; send a new request_id")
 
 
 def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
@@ -306,14 +307,27 @@ def answer_again(turn: NewTurn, session_id: str, item: dict[str, Any], *, expire
 def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) -> None:
     """Refuse a request id that was used for another message or session.
 
+    Of a blocked turn only the length of the message is known, which anybody can guess. So it is known again to a
+    request that names the session, and not to one that would be told the session's id by it.
+
     Raises:
         OtherMessage: naming the id.
     """
-    same_session = turn.opens_session or turn.session_id == session_id
-    same_text = not found["user"] or found["user"] == turn.user  # of a blocked one only the length is known
-    same_place = found.get("replaces") == turn.replaces
-    if not (same_session and same_text and same_place and found["user_length"] == turn.user_length):
-        raise OtherMessage(turn.request_id, session_id, found)
+    blocked = found["status"] == "blocked"
+    same_text = not turn.opens_session if blocked else found["user"] == turn.user
+    same_place = is_same_session(turn, session_id, found) and found.get("replaces") == turn.replaces
+    if not (same_place and same_text and found["user_length"] == turn.user_length):
+        raise OtherMessage(turn, session_id, found)
+
+
+def is_same_session(turn: NewTurn, session_id: str, found: dict[str, Any]) -> bool:
+    """Whether a turn names the session in which its request id was used, or opened that one when it was first sent.
+
+    The first turn of a session with an id of the server's own is of a request that named none: `check_may_open`.
+    """
+    if turn.opens_session:
+        return session_id.startswith("s-") and bool(found["seq"] == 1)
+    return turn.session_id == session_id
 
 
 def head_of(partition: str, item: dict[str, Any]) -> SessionHead:

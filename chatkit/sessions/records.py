@@ -94,7 +94,7 @@ def _accept_again(records: Records, turn: NewTurn, request: Item, now: float) ->
     partition, key = items.session_key(turn.owner, session_id), items.turn_key(seq)
     head, item = records.get(partition, items.META), records.get(partition, key)
     if item is None or head is None or items.is_gone(head, now):
-        raise items.removed_session(session_id)
+        raise items.removed_session(turn.request_id)
     stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
     if stored.status != "aborted":
         return Accepted(session_id, repeat=stored)
