@@ -142,13 +142,14 @@ async def test_an_export_that_lacks_a_damaged_turn_is_no_whole_answer(owned, los
         await site.store.restore(Owner(user="alice"), "my-session", turns, expires_at=None)
         for seq in lost:
             site.store._write.execute("UPDATE turns SET body = '{' WHERE seq = ?", (seq,))
-        seen = []
+        left = [seq for seq in range(1, 7) if seq not in lost]
         async with site.client.stream("GET", "/sessions/my-session/export", headers=bearer(ALICE)) as answer:
             assert answer.status_code == 200
+            lines = answer.aiter_lines()
+            seen = [json.loads(await anext(lines)) for _ in left]
+            assert [(row["seq"], row["turns"]) for row in seen] == [(seq, 6) for seq in left]
             with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
-                async for line in answer.aiter_lines():
-                    seen.append((json.loads(line)["seq"], json.loads(line)["turns"]))
-        assert seen == [(seq, 6) for seq in range(1, 7) if seq not in lost]
+                await anext(lines)
         assert any(
             record.getMessage().endswith(f" lacks turns: {len(lost)} of 6")
             for record in caplog.records
