@@ -195,9 +195,7 @@ def _own_home(settings: Settings, progress: Progress) -> Iterator[_Home]:
 
 
 @contextlib.contextmanager
-def _tidied(
-    settings: Settings, ledger: Ledger, prefix: str, home: _Home, progress: Progress
-) -> Iterator[list[str]]:
+def _tidied(settings: Settings, ledger: Ledger, prefix: str, home: _Home, progress: Progress) -> Iterator[list[str]]:
     """Give a list for what is wrong, and remove what the block left in a table of others, also when it breaks off.
 
     What is wrong is shown, and stays for a look at it. The folder with the log is kept then, and when it breaks off.
@@ -220,9 +218,7 @@ def _tidied(
                 _remove(settings, ledger, prefix, began, progress, left)
 
 
-def _remove(
-    settings: Settings, ledger: Ledger, prefix: str, began: float, progress: Progress, left: str
-) -> None:
+def _remove(settings: Settings, ledger: Ledger, prefix: str, began: float, progress: Progress, left: str) -> None:
     """Remove the sessions of a measurement from a table; `left` is said of it unless that was done."""
 
     async def remove(store: wiring.Store) -> None:
