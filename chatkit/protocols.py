@@ -282,12 +282,14 @@ class SessionHead:
 
     Attributes:
         expires_at: None for one that is kept until it is removed.
+        damaged: its own entry cannot be read, so `turns` is 0; what can be read of its turns, `page` gives.
     """
 
     session_id: str
     turns: int
     created_at: float
     expires_at: float | None = None
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +323,8 @@ class SessionArchive(Protocol):
 
     async def page(self, owner: Owner, session_id: str, *, limit: int, after: int = 0) -> tuple[Turn, ...]:
         """Return the turns numbered above `after`, oldest first, at most `limit`, hidden ones too; none at the end.
+
+        Damaged turns are left out, and a damaged entry of the session's own keeps no turn from being read.
 
         Raises:
             NotFound: there is no such session of this owner.

@@ -58,6 +58,8 @@ async def _look_at(store: "Store", owner: Owner, head: "SessionHead", looked: Lo
     else:
         last = max([head.turns, *found])  # there may be more by now than when it was listed
         known = any(repr(head.session_id) in problem for problem in looked.problems)  # the store has said it itself
+        if not known and head.damaged:
+            looked.problems.append(f"{named}: its own entry cannot be read, so turns at its end may be missing unseen")
         if not known and (missing := sorted({*range(1, last + 1)} - {*found})):
             looked.problems.append(f"{named}: {_numbers(missing)} of its {last} turns cannot be read")
     looked.sessions += 1

@@ -98,18 +98,20 @@ async def turns_of(store: "Store", owner: Owner, session_id: str) -> AsyncIterat
         raise not_there(session_id) from None
 
 
-async def read_session(store: "Store", owner: Owner, session_id: str) -> tuple[list[Turn], int | None]:
-    """Return the turns of a session, hidden ones too, and when it ends, epoch seconds.
+async def read_session(store: "Store", owner: Owner, session_id: str) -> tuple[list[Turn], int | None, int]:
+    """Return the turns of a session, hidden ones too, when it ends, epoch seconds, and how many it has had.
+
+    The last is 0 where the session's own entry cannot be read.
 
     Raises:
         NotFound: there is no such session.
     """
     try:
-        expires_at = (await store.load(owner, session_id, limit=1)).expires_at
+        newest = await store.load(owner, session_id, limit=1)
     except NotFound:
         raise not_there(session_id) from None
     turns = [turn async for turn in turns_of(store, owner, session_id)]
-    return turns, None if expires_at is None else int(expires_at)
+    return turns, None if newest.expires_at is None else int(newest.expires_at), newest.total
 
 
 def not_there(session_id: str) -> NotFound:

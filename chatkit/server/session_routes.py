@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from chatkit.errors import ChatkitError, InvalidRequest, NotFound
+from chatkit.errors import ChatkitError, InvalidRequest, NotFound, StoreFailed
 from chatkit.protocols import SessionStore
 from chatkit.server.callers import Caller
 from chatkit.server.sse import JSON_LINES, EventStream
@@ -88,6 +88,8 @@ class SessionRoutes:
             await _page(archive, owner, session_id, limit=1, after=0)
         except NotFound as error:
             unknown = error
+        except StoreFailed as error:  # what cannot be read can still be removed; a store that is away says so now
+            log.warning("session %s is removed without a look at it: %s", hint_of(owner, session_id), error.code)
         await archive.delete(owner, session_id)
         if unknown is not None:
             raise unknown

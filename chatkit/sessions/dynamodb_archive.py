@@ -10,7 +10,7 @@ from typing import Any
 
 from chatkit.errors import Conflict, InvalidRequest, TooLarge
 from chatkit.protocols import SessionHead, SessionList
-from chatkit.sessions import conditions, items
+from chatkit.sessions import conditions, items, records
 from chatkit.sessions.attributes import encode_item, expressions, size_of
 from chatkit.sessions.budget import Budget
 from chatkit.sessions.conditions import CLOSING, RESTORING
@@ -54,10 +54,8 @@ class Archive:
             for partition, item in self._table.heads(budget, partitions, items.META).items():
                 if conditions.is_gone(item, now):
                     continue
-                try:
-                    yield items.head_of(partition, item)
-                except (KeyError, ValueError, TypeError):
-                    log.error("entry %s of a session is damaged and left out", items.META)
+                ends = conditions.ends_of(item)
+                yield records.read_head(partition, item, item.get("created_at"), None if ends == math.inf else ends)
 
     def page(self, budget: Budget, owner: Owner, session_id: str, limit: int, after: int) -> tuple[Turn, ...]:
         """Return turns, oldest first; see protocols.SessionArchive."""

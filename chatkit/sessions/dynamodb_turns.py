@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import secrets
 import threading
 from collections.abc import Callable
@@ -57,7 +58,8 @@ class Turns:
             for turn in filter(None, (conditions.turn_in(row, head, now) for row in rows)):
                 newest.take(turn)
             if newest.full or last is None:
-                return newest.conversation(head.get("expires_at"), head.get("version"))
+                ends = conditions.ends_of(head)
+                return newest.conversation(None if ends == math.inf else ends, head.get("version"))
             rows, last = self._table.page(budget, **asked, ExclusiveStartKey=_after(last, head))
 
     def accept(self, budget: Budget, turn: NewTurn) -> Accepted:

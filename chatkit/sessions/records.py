@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from chatkit.conversation import Conversation, Newest
-from chatkit.errors import Conflict, InvalidRequest
-from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
+from chatkit.errors import Conflict, InvalidRequest, StoreFailed
+from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, Ticket
 from chatkit.sessions import items
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
 Item = dict[str, Any]
+
+# What stands for a session's own item that cannot be read. Its turns still can.
+_DAMAGED: Item = {}
 
 
 class Records(Protocol):
@@ -53,15 +56,15 @@ def load(records: Records, owner: Owner, session_id: str, limit: int, now: float
         if session_id.startswith("s-"):
             raise items.unknown_session(session_id)
         return Conversation()
-    newest = Newest(limit)
+    newest, ends = Newest(limit), None if head is None else head.get("expires_at")
     for key, item in rows:
         if newest.full:
             break
         turn = read_turn(key, item, now)
         if turn is not None:
             newest.take(turn)
-    kept = head or {}
-    return newest.conversation(kept.get("expires_at"), kept.get("version"))
+            ends = ends if head is not None else (item or {}).get("expires_at")  # the same in every item
+    return newest.conversation(ends, (head or {}).get("version"))
 
 
 def accept(records: Records, turn: NewTurn, now: float, retention_s: float | None) -> Accepted:
@@ -131,7 +134,7 @@ def _owned(records: Records, ticket: Ticket, now: float) -> Item:
 def page(records: Records, owner: Owner, session_id: str, limit: int, after: int, now: float) -> tuple[Turn, ...]:
     """Return turns, oldest first; see protocols.SessionArchive."""
     partition = items.session_key(owner, session_id)
-    head = records.get(partition, items.META)
+    head = _head(records, partition)
     if head is None or items.is_gone(head, now):
         raise items.unknown_session(session_id)
     turns: list[Turn] = []
@@ -139,19 +142,36 @@ def page(records: Records, owner: Owner, session_id: str, limit: int, after: int
         if key == items.META or len(turns) == limit:
             break
         turn = read_turn(key, item, now)
-        if turn is not None:
+        if turn is not None and not (head == _DAMAGED and _has_ended(item, now)):
             turns.append(turn)
     return tuple(turns)
+
+
+def _head(records: Records, partition: str) -> Item | None:
+    try:
+        return records.get(partition, items.META)
+    except StoreFailed:
+        return _DAMAGED
+
+
+def _has_ended(item: Item | None, now: float) -> bool:
+    """Whether a turn says that its session has ended, where the session itself cannot say it."""
+    ends = (item or {}).get("expires_at")
+    return isinstance(ends, int | float) and ends <= now
 
 
 def delete(records: Records, owner: Owner, session_id: str) -> None:
     """Remove a session with its request ids; see protocols.SessionArchive."""
     partition = items.session_key(owner, session_id)
     for key, item in records.rows(partition):
-        if key == items.META or item is None or "request_id" not in item:
+        request_id = None if key == items.META or item is None else item.get("request_id")
+        if not isinstance(request_id, str):
             continue
-        request_key = items.request_key(owner, item["request_id"])
-        request = records.get(request_key, items.REQUEST)
+        request_key = items.request_key(owner, request_id)
+        try:
+            request = records.get(request_key, items.REQUEST)
+        except StoreFailed:  # a damaged one is of no use to another session, and must not keep this one
+            request = {"session_id": session_id}
         if request is not None and request["session_id"] == session_id:  # the id may be another session's by now
             records.drop(request_key)
     records.drop(partition)
@@ -181,6 +201,22 @@ def restore(
         if known is not None and not items.is_gone(known, now):
             raise Conflict(f"request_id {turn.request_id!r} of session {session_id!r} is another turn's here")
         records.put(request_key, items.REQUEST, request)
+
+
+def read_head(partition: str, item: Item | None, created_at: object, expires_at: float | None) -> SessionHead:
+    """Return the row of a list that a session's own item holds; one that is marked for a damaged item.
+
+    Args:
+        created_at, expires_at: what is known of these beside the item.
+    """
+    try:
+        if item is not None:
+            return items.head_of(partition, item)
+    except (ValueError, KeyError):
+        pass
+    log.error("entry %s of a session is damaged; the session is listed without the number of its turns", items.META)
+    opened = float(created_at) if isinstance(created_at, int | float) else 0.0
+    return SessionHead(items.session_id_of(partition), 0, opened, expires_at, damaged=True)
 
 
 def read_turn(key: str, item: Item | None, now: float) -> Turn | None:

@@ -176,14 +176,12 @@ class SQLiteStore:
 
     def _sessions(self, owner: Owner, limit: int, opened: float, session_id: str) -> SessionList:
         found: list[SessionHead] = []
-        for partition, item in sqlite_rows.heads(self._read, owner, opened, session_id):
-            if item is not None and items.is_gone(item, self._clock()):
+        for partition, item, opened_at, expires in sqlite_rows.heads(self._read, owner, opened, session_id):
+            if expires is not None and expires <= self._clock():
                 continue
             if len(found) == limit:
                 return SessionList(tuple(found), items.cursor_of(owner, found[-1]))
-            head = _head(partition, item)
-            if head is not None:
-                found.append(head)
+            found.append(records.read_head(partition, item, opened_at, expires))
         return SessionList(tuple(found))
 
     def _empty_log(self) -> None:
@@ -194,14 +192,3 @@ class SQLiteStore:
         self._unemptied = not sqlite_file.empty_log(self._write)
         if self._unemptied:
             log.warning("the write-ahead log of %s is in use, what was removed stays in it for now", self._file)
-
-
-def _head(partition: str, item: records.Item | None) -> SessionHead | None:
-    """Return the row of a list, None for a damaged one."""
-    try:
-        if item is not None:
-            return items.head_of(partition, item)
-    except (ValueError, KeyError, TypeError):
-        pass
-    log.error("entry %s of a session is damaged and left out", items.META)
-    return None

@@ -23,9 +23,15 @@ _TIDY = (
     "AND NOT EXISTS (SELECT 1 FROM requests WHERE owner = ?1)"
 )
 _LIST = """
-SELECT s.name, CAST(s.body AS BLOB) FROM owners o JOIN sessions s ON s.owner = o.id
+SELECT s.name, CAST(s.body AS BLOB), s.opened, s.expires FROM owners o JOIN sessions s ON s.owner = o.id
 WHERE o.name = ?1 AND s.opened <= ?2 AND (s.opened, s.name) < (?2, ?3)
 ORDER BY s.opened DESC, s.name DESC
+"""
+# Those of an older file whose own item cannot be read come last, as if opened at the beginning of time.
+_LIST_UNDATED = """
+SELECT s.name, CAST(s.body AS BLOB), 0.0, s.expires FROM owners o JOIN sessions s ON s.owner = o.id
+WHERE o.name = ?1 AND s.opened IS NULL AND (0, s.name) < (?2, ?3)
+ORDER BY s.name DESC
 """
 _POINTER = ("session_id", "seq", "expires_at")
 
@@ -59,7 +65,8 @@ class Rows:
             row = self._one(turn, owner, name, _seq(key))
             item = None if row is None else item_of(*row)
         if row is not None and item is None:
-            raise StoreFailed(f"the session store holds a damaged entry {key!r}; send a new request_id")
+            step = "start a new session" if key == items.META else "send a new request_id"
+            raise StoreFailed(f"the session store holds a damaged entry {key!r}; {step}")
         return item
 
     def put(self, partition: str, key: str, item: Item) -> None:
@@ -131,17 +138,18 @@ class Rows:
 
 def heads(
     connection: sqlite3.Connection, owner: Owner, opened: float, session_id: str
-) -> Iterator[tuple[str, Item | None]]:
-    """Yield partitions and own items of an owner's sessions, the one opened last first.
+) -> Iterator[tuple[str, Item | None, float, float | None]]:
+    """Yield partitions and own items of an owner's sessions, when they were opened and end, the last opened first.
 
     Args:
         opened, session_id: yields those that come after it.
     """
     before = items.session_key(owner, "")
     start = (items.owner_key(owner), opened, items.session_key(owner, session_id).removeprefix(before))
-    with contextlib.closing(connection.execute(_LIST, start)) as rows:
-        for name, body in rows:
-            yield before + name, item_of(body)
+    for query in (_LIST, _LIST_UNDATED):
+        with contextlib.closing(connection.execute(query, start)) as rows:
+            for name, body, opened_at, expires in rows:
+                yield before + name, item_of(body), opened_at, expires
 
 
 def remove_owner(connection: sqlite3.Connection, owner: Owner, now: float) -> int:

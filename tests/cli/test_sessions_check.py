@@ -5,6 +5,7 @@ import json
 import pytest
 
 from chatkit.sessions import items
+from chatkit.sessions.budget import Budget
 from chatkit.types import Owner
 from tests.cli.places import Place, talk, talk_of_everything
 
@@ -53,12 +54,45 @@ def test_a_damaged_turn_is_named_and_the_rest_can_still_be_exported(request, tmp
     assert exported.returncode == 1
     rows = [json.loads(line) for line in exported.stdout.strip("\n").split("\n")]
     assert [row["seq"] for row in rows if row["session_id"] == "session-2"] == [1, 3, 6]
-    assert "error: sessions with turns that cannot be read: 2; the rest of each was written\n" in exported.stderr
+    assert "error: sessions that cannot be read as a whole: 2; the rest of each was written\n" in exported.stderr
     there = Place("sqlite", request, tmp_path / "there")
     refused = there.chatkit("import", "-", given=exported.stdout.encode())
     assert refused.returncode == 2
     assert "line 2: it has turn 3 where turn 2 is expected" in refused.stderr
     assert there.ids() == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "dynamodb"])
+def test_a_session_whose_own_entry_is_damaged_is_exported_with_an_error_named_and_removed(
+    request, tmp_path, kind
+) -> None:
+    place = Place(kind, request, tmp_path / "file")
+    place.run(fill)
+    before = place.turns(Owner(), "session-2")
+    if kind == "sqlite":
+        with place.opened() as store:
+            store._write.execute("UPDATE sessions SET body = '[' WHERE name = 'session-2'")
+    else:
+        with place.opened() as store:
+            values = {"update": "SET #version = :version", "version": "three"}
+            store._table.update(Budget(9), items.session_key(Owner(), "session-2"), items.META, **values)
+    assert place.turns(Owner(), "session-2") == before
+    for arguments in (["--all"], ["session-2"]):
+        exported = place.chatkit("export", *arguments)
+        assert exported.returncode == 1
+        assert "error: sessions that cannot be read as a whole: 1; the rest of each was written\n" in exported.stderr
+        rows = [json.loads(line) for line in exported.stdout.strip("\n").split("\n")]
+        assert [row["seq"] for row in rows if row["session_id"] == "session-2"] == list(range(1, 7))
+    assert place.chatkit("export", "session-of-all").returncode == 0
+    assert [row["damaged"] for row in json.loads(place.chatkit("list", "--json").stdout)["sessions"]].count(True) == 1
+    assert "session-2           ?  " in place.chatkit("list").stdout
+    checked = place.chatkit("check")
+    assert (checked.returncode, checked.stdout.count("session-2")) == (1, 1)
+    assert "own entry" in checked.stdout
+    removed = place.chatkit("delete", "session-2", "--yes")
+    assert (removed.returncode, removed.stdout) == (0, "removed session-2\n")
+    assert place.ids() == ["session-of-all"]
+    assert place.chatkit("check").returncode == 0
 
 
 def test_a_turn_that_is_missing_from_a_table_is_named(request, tmp_path) -> None:

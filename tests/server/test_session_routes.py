@@ -175,6 +175,25 @@ async def test_a_removed_session_is_gone_and_removing_it_again_finds_nothing(own
         assert [(turn["seq"], turn["user"]) for turn in turns] == [(1, "A new beginning")]
 
 
+async def test_a_session_that_cannot_be_looked_at_is_removed_all_the_same(owned, monkeypatch) -> None:
+    async with owned(["Hi."]) as site:
+        await tell(site, ALICE, "Hello", "Again")
+        site.store._write.execute("UPDATE sessions SET body = '{'")
+        (row,) = (await get(site, "/sessions")).json()["sessions"]
+        assert (row["session_id"], row["turns"], row["damaged"]) == ("my-session", 0, True)
+        turns = (await get(site, "/sessions/my-session")).json()["turns"]
+        assert [turn["user"] for turn in turns] == ["Hello", "Again"]
+
+        async def broken(store, owner, session_id, *, limit, after=0):
+            raise StoreFailed("the session store holds a damaged entry")
+
+        monkeypatch.setattr(SQLiteStore, "page", broken)
+        assert (await site.client.delete("/sessions/my-session", headers=bearer(ALICE))).status_code == 204
+        monkeypatch.undo()
+        assert (await get(site, "/sessions")).json()["sessions"] == []
+        assert (await get(site, "/sessions/my-session")).status_code == 404
+
+
 async def test_a_removal_that_broke_off_is_ended_by_sending_it_again(owned, monkeypatch) -> None:
     async with owned(["Hi."]) as site:
         await tell(site, ALICE, "Hello")

@@ -162,7 +162,10 @@ async def test_a_damaged_head_hides_no_turn_and_takes_none(store, caplog, head) 
     assert caplog.records[-1].getMessage().endswith("entry Z#META of a session or request is damaged")
     await talk(store, 1, "other-session")
     names = [one.session_id for one in (await store.sessions(OWNER, limit=9)).sessions]
-    assert names == ["other-session"] if "expires_at" not in head else ["other-session", "my-session"]
+    assert names == ["other-session", "my-session"]
+    (_, damaged) = (await store.sessions(OWNER, limit=9)).sessions
+    assert (damaged.turns, damaged.created_at, damaged.damaged) == (0, 1000.0, True)
+    assert (await store.load(OWNER, "my-session", limit=9)).expires_at is None
     await store.delete(OWNER, "my-session")
     assert (await store.accept(new("next"))).ticket.seq == 1
 
