@@ -1,9 +1,8 @@
-"""The server that the killer kills, with a fault planted in its store: `-m tests.faults.lossy_serve early|drops|forgets`."""
+"""The server that the killer kills, with a fault planted in its store: `-m tests.faults.lossy_serve early|drops`."""
 
 import asyncio
 import itertools
 import sys
-from dataclasses import replace
 
 from chatkit import wiring
 from chatkit.cli import _scripted_serve
@@ -13,7 +12,7 @@ LATE = 0.6
 
 
 class Lossy:
-    """A store that acknowledges the end of a turn before it writes it, never writes one in 25, or forgets answers."""
+    """A store that acknowledges the end of a turn before it writes it, or never writes one in 25."""
 
     def __init__(self, store, fault: str) -> None:
         self._store, self._fault = store, fault
@@ -22,17 +21,11 @@ class Lossy:
     def __getattr__(self, name: str):
         return getattr(self._store, name)
 
-    async def accept(self, turn):
-        accepted = await self._store.accept(turn)
-        if self._fault == "forgets" and accepted.repeat is not None:
-            return replace(accepted, repeat=replace(accepted.repeat, assistant="What was it?"))
-        return accepted
-
     async def finish(self, ticket, outcome) -> None:
         if self._fault == "early":
             task = asyncio.create_task(self._later(ticket, outcome))
             self._tasks.add(task)
-        elif self._fault == "forgets" or next(self._numbers) % 25:
+        elif next(self._numbers) % 25:
             await self._store.finish(ticket, outcome)
 
     async def _later(self, ticket, outcome) -> None:

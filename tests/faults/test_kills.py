@@ -77,14 +77,6 @@ def test_a_file_that_is_found_damaged_is_a_broken_promise(request, tmp_path, mon
     assert verdict.report.figures["damaged"] == 1
 
 
-def test_a_store_that_answers_a_request_in_another_way_after_the_last_kill_is_found(request, tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    bench = KillBench(2, clients=2)
-    forgets = ("-m", "tests.faults.lossy_serve", "forgets")
-    verdict = bench_kills(settings_for("sqlite", request), bench, lambda line: None, program=forgets)
-    assert verdict.report.figures["duplicated"] > 0
-
-
 class Stopping:
     """Hears what is said, and stops it once, as Ctrl-C does, at the first line that says so."""
 
