@@ -204,6 +204,7 @@ class NewTurn:
         after: the newest number in the session as loaded, 0 where it is not open; spares a store the read. Another
             turn may have come since.
         expires_at: when the session ends, as loaded; epoch seconds.
+        opened_at: when the session was opened, as loaded; epoch seconds. No turn goes to another session of its name.
         replaces: the number that this turn stands in for.
     """
 
@@ -217,6 +218,7 @@ class NewTurn:
     label: str | None = None
     after: int = 0
     expires_at: float | None = None
+    opened_at: float | None = None
     replaces: int | None = None
 
 

@@ -209,7 +209,20 @@ def check_may_open(turn: NewTurn) -> None:
     Raises:
         NotFound: naming the session.
     """
-    if turn.after or (turn.session_id.startswith("s-") and not turn.opens_session):
+    server_made = turn.session_id.startswith("s-") and not turn.opens_session
+    if turn.after or turn.opened_at is not None or server_made:
+        raise unknown_session(turn.session_id)
+
+
+def check_as_loaded(turn: NewTurn, version: int, expires_at: float | None, opened_at: object) -> None:
+    """Refuse a turn for a session that is gone and whose name another one has by now.
+
+    Raises:
+        NotFound: naming the session.
+    """
+    other_end = turn.expires_at is not None and turn.expires_at != expires_at
+    other = turn.opened_at is not None and turn.opened_at != opened_at
+    if other_end or other or turn.after > version:
         raise unknown_session(turn.session_id)
 
 

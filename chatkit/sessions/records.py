@@ -64,7 +64,7 @@ def load(records: Records, owner: Owner, session_id: str, limit: int, now: float
         if turn is not None:
             newest.take(turn)
             ends = ends if head is not None else (item or {}).get("expires_at")  # the same in every item
-    return newest.conversation(ends, (head or {}).get("version"))
+    return newest.conversation(ends, (head or {}).get("version"), (head or {}).get("created_at"))
 
 
 def accept(records: Records, turn: NewTurn, now: float, retention_s: float | None) -> Accepted:
@@ -82,6 +82,8 @@ def accept(records: Records, turn: NewTurn, now: float, retention_s: float | Non
         items.check_may_open(turn)
         records.drop(partition)  # what one that has expired left behind
         head = items.new_head(now, retention_s)
+    else:
+        items.check_as_loaded(turn, int(head["version"]), head.get("expires_at"), head.get("created_at"))
     seq, expires_at = int(head["version"]) + 1, head.get("expires_at")
     items.check_replaces(turn, seq - 1)
     records.put(partition, items.META, head | {"version": seq})
