@@ -36,7 +36,7 @@ def owner_of(settings: Settings, *, tenant: str | None, user: str | None) -> Own
     for name, value in (("--tenant", tenant), ("--user", user)):
         if value is not None and not (1 <= len(value) <= _LONGEST_NAME and value.isprintable()):
             raise InvalidRequest(
-                f"{name} is {value[:80]!r}, expected 1 to {_LONGEST_NAME} characters that print; without it the "
-                "sessions of the service's own callers are meant"
+                f"{name} is {value[:80]!r}, expected 1 to {_LONGEST_NAME} characters that print; without it, "
+                "chatkit sessions list shows the sessions of the service's own callers"
             )
     return Owner(own.tenant if tenant is None else tenant, own.user if user is None else user)
