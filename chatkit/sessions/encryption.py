@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from chatkit.conversation import Conversation
 from chatkit.errors import ConfigError, Conflict, InvalidRequest, NotFound, StoreFailed, TooLarge
 from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionList, SessionStore, Ticket
-from chatkit.sessions import items, sealing
+from chatkit.sessions import items, sealing, whole
 from chatkit.sessions.attributes import size_of
 from chatkit.sessions.session_keys import KeyRing, WrappedKey
 from chatkit.types import FinishReason, Owner, Turn
@@ -184,7 +184,7 @@ class EncryptedStore:
         Raises:
             TooLarge: a turn is more than is stored of one when it is encrypted.
         """
-        items.check_restorable(session_id, turns)
+        whole.check_restorable(session_id, turns)
         for turn in turns:
             _check_message(turn.user, f"the message of turn {turn.seq} of session {session_id!r}")
         opening = NewTurn(owner, session_id, "", "", 0, opens_session=True)
@@ -205,6 +205,12 @@ class EncryptedStore:
         """Return what the other store finds wrong with its file; nothing where it has none."""
         check = getattr(self._store, "check", None)
         found: tuple[str, ...] = () if check is None else await check()
+        return found
+
+    async def check_owner(self, owner: Owner) -> tuple[str, ...]:
+        """Return what the other store finds wrong with an owner's sessions; nothing where it has no such check."""
+        check = getattr(self._store, "check_owner", None)
+        found: tuple[str, ...] = () if check is None else await check(owner)
         return found
 
     def close(self) -> None:

@@ -13,11 +13,11 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
+from chatkit import session_lines
 from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
 from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
@@ -28,7 +28,7 @@ OWNER = "O"
 # A pending turn is taken for aborted when its lease has not been renewed for this long. Seconds; DESIGN §2.9.
 LEASE_S = 15.0
 # A request id is known for this long. Seconds; DESIGN §2.9.
-REQUEST_S = 7 * 86400.0
+REQUEST_S = session_lines.REQUEST_S
 # A message may have this much of the 400 KiB that DynamoDB takes of an item; the rest is for answer and sources. The
 # same for every store, so that a session can move from one to another. Bytes of UTF-8.
 MAX_MESSAGE = 256 * 1024
@@ -254,25 +254,6 @@ def shut_out(until: float) -> Conflict:
     return Conflict(f"everything of this owner is being removed; nothing new is taken before {moment}")
 
 
-def check_restorable(session_id: str, turns: Sequence[Turn]) -> None:
-    """Refuse what cannot be a whole session.
-
-    Raises:
-        InvalidRequest: naming the turn that is wrong.
-    """
-    if not turns:
-        raise InvalidRequest(f"session {session_id!r} has no turns, expected at least one")
-    for seq, turn in enumerate(turns, start=1):
-        if turn.seq != seq:
-            raise InvalidRequest(f"session {session_id!r} has turn {turn.seq} in place of {seq}, expected all in order")
-        if turn.status == "pending":
-            raise InvalidRequest(f"turn {seq} of session {session_id!r} is pending, expected one that has ended")
-        if turn.replaces is not None and not 1 <= turn.replaces < seq:
-            raise InvalidRequest(
-                f"turn {seq} of session {session_id!r} replaces {turn.replaces}, expected an older one"
-            )
-
-
 def session_is_there(session_id: str) -> Conflict:
     """Return the error for a session that is to be restored where there is one."""
     return Conflict(f"session {session_id!r} is there already; remove it first, or restore it under another owner")
@@ -326,7 +307,7 @@ def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) ->
     Raises:
         OtherMessage: naming the id.
     """
-    blocked = found["status"] == "blocked"
+    blocked = found.get("status") == "blocked"
     same_text = not turn.opens_session if blocked else found["user"] == turn.user
     same_place = is_same_session(turn, session_id, found) and found.get("replaces") == turn.replaces
     if not (same_place and same_text and found["user_length"] == turn.user_length):
@@ -339,7 +320,7 @@ def is_same_session(turn: NewTurn, session_id: str, found: dict[str, Any]) -> bo
     The first turn of a session with an id of the server's own is of a request that named none: `check_may_open`.
     """
     if turn.opens_session:
-        return session_id.startswith("s-") and bool(found["seq"] == 1)
+        return session_id.startswith("s-") and bool(found.get("seq") == 1)
     return turn.session_id == session_id
 
 

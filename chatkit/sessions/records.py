@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from chatkit.conversation import Conversation, Newest
 from chatkit.errors import Conflict, InvalidRequest, StoreFailed
 from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, Ticket
-from chatkit.sessions import items
+from chatkit.sessions import items, whole
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
@@ -183,7 +183,7 @@ def restore(
     records: Records, owner: Owner, session_id: str, turns: Sequence[Turn], expires_at: float | None, now: float
 ) -> None:
     """Write a session as `page` gave it; see protocols.SessionArchive."""
-    items.check_restorable(session_id, turns)
+    whole.check_restorable(session_id, turns)
     if expires_at is not None and expires_at <= now:
         raise InvalidRequest(f"session {session_id!r} has expired, expected one that is still kept")
     partition = items.session_key(owner, session_id)

@@ -110,6 +110,36 @@ def test_a_turn_that_is_missing_from_a_table_is_named(request, tmp_path) -> None
     assert REPAIR in done.stderr
 
 
+def test_a_session_that_is_half_removed_is_a_problem_until_it_is_removed(request, tmp_path) -> None:
+    place = Place("dynamodb", request, tmp_path)
+    place.run(fill)
+    with place.opened() as store:
+        values = {"update": "SET #state = :closing", "closing": "closing"}
+        store._table.update(Budget(9), items.session_key(Owner(), "session-2"), items.META, **values)
+    done = place.chatkit("check")
+    assert done.returncode == 1
+    assert done.stdout == (
+        "session 'session-2' is half removed: that goes on, or broke off; chatkit sessions delete session-2 ends it\n"
+        "sessions 1, turns 6, problems 1\n"
+    )
+    assert place.chatkit("delete", "session-2", "--yes").returncode == 0
+    done = place.chatkit("check")
+    assert (done.returncode, done.stdout) == (0, "sessions 1, turns 6, problems 0\n")
+
+
+def test_two_turns_of_one_request_are_a_problem(request, tmp_path) -> None:
+    place = Place("dynamodb", request, tmp_path)
+    place.run(fill)
+    with place.opened() as store:
+        values = {"update": "SET #request_id = :other", "other": "request-session-2-1"}
+        store._table.update(Budget(9), items.session_key(Owner(), "session-2"), items.turn_key(3), **values)
+    done = place.chatkit("check", "--json")
+    assert json.loads(done.stdout)["problems"] == [
+        "the request 'request-session-2-1' of turn 3 of session 'session-2' points at turn 1 of session 'session-2'",
+        "session 'session-2': turns 1 and 3 have one request id",
+    ]
+
+
 def test_a_turn_that_no_import_would_take_is_a_problem(request, tmp_path) -> None:
     place = Place("dynamodb", request, tmp_path)
     place.run(fill)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from chatkit.errors import Conflict, NotFound, StoreFailed, TooLarge
+from chatkit.errors import Conflict, InvalidRequest, NotFound, StoreFailed, TooLarge
 from chatkit.protocols import NewTurn
 from chatkit.sessions import items
 from chatkit.sessions.attributes import encode_item
@@ -176,12 +176,12 @@ async def test_a_turn_that_is_more_than_an_item_is_refused_and_nothing_of_it_is_
     assert everything(store) == before
 
 
-async def test_two_turns_of_one_request_are_a_conflict_and_nothing_of_them_is_written(store) -> None:
+async def test_two_turns_of_one_request_are_invalid_and_nothing_of_them_is_written(store) -> None:
     await talk(store, 1)
     (turn,) = await store.page(OWNER, "my-session", limit=9)
     turns = (replace(turn, request_id="r-1"), replace(turn, seq=2, request_id="r-1"))
     before = everything(store)
-    with pytest.raises(Conflict, match="request_id 'r-1' of session 'your-session' is another turn's"):
+    with pytest.raises(InvalidRequest, match="turns 1 and 2 of session 'your-session' have one request_id, 'r-1'"):
         await store.restore(OWNER, "your-session", turns, expires_at=None)
     assert everything(store) == before
 
