@@ -104,7 +104,16 @@ def is_sound(row: Item) -> bool:
         and all(type(row.get(name)) is int for name in ("seq", "attempt", "user_length"))
         and row.get("status") in get_args(TurnStatus)
         and items.turn_key(row["seq"]) == row["sk"]
+        and _can_be_read(row)
     )
+
+
+def _can_be_read(row: Item) -> bool:
+    try:
+        items.turn_of(row, expired=False)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def damaged(key: str, step: str) -> StoreFailed:
