@@ -1,5 +1,6 @@
 """The killer: nothing that was acknowledged is lost over SIGKILLs, and what is planted is found."""
 
+import asyncio
 import json
 import tempfile
 from pathlib import Path
@@ -8,11 +9,13 @@ import pytest
 
 from chatkit import cli, wiring
 from chatkit.errors import ConfigError, EngineFailed, StoreFailed
-from chatkit.evaluation import scripted
-from chatkit.evaluation.killing import KillBench
+from chatkit.evaluation import scripted, session_bench
+from chatkit.evaluation.killing import Kill, KillBench
 from chatkit.evaluation.session_bench import bench_kills
 from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.settings import load_settings
+from chatkit.testing import turn_with
+from chatkit.types import Owner
 from tests import ministack
 
 PROMISES = ("lost", "duplicated", "holes", "reordered", "unknown", "unanswered", "damaged")
@@ -67,13 +70,20 @@ def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turn
 
 
 def test_a_file_that_is_found_damaged_is_a_broken_promise(request, tmp_path, monkeypatch) -> None:
-    async def check(store) -> tuple[str, ...]:
-        return ("turn 2 of somebody cannot be read",)
+    def harm(server, bench, ledger, prefix, progress):
+        (file,) = tmp_path.glob("chatkit-bench-*/sessions.sqlite3")
+        store = SQLiteStore(file)
+        turns = [turn_with(seq, "Hello", "Hi.") for seq in (1, 2)]
+        asyncio.run(store.restore(Owner(), "somebody-elses", turns, expires_at=None))
+        store._write.execute("UPDATE turns SET body = '{' WHERE seq = 2")
+        store.close()
+        return [Kill(0.1, 0, 0)], []
 
-    monkeypatch.setattr(SQLiteStore, "check", check)
+    monkeypatch.setattr(session_bench, "kill_again_and_again", harm)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    verdict = bench_kills(settings_for("sqlite", request), KillBench(1, clients=2), lambda line: None)
-    assert verdict.wrong == ("damaged: turn 2 of somebody cannot be read",)
+    verdict = session_bench.bench_kills(settings_for("sqlite", request), KillBench(1), lambda line: None)
+    (wrong,) = verdict.wrong
+    assert wrong.startswith("damaged: turn 2 of session 'somebody-elses'")
     assert verdict.report.figures["damaged"] == 1
 
 
