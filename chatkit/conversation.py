@@ -14,11 +14,15 @@ class Conversation:
         turns: in order of `seq`, those that another one replaced left out; so may be the oldest of a long session.
         expires_at: when the session ends, epoch seconds; None where it is not open, or is kept until removed.
         left_out: how many numbers of the session are below those of `turns`, where not all of them are held.
+        total: how many numbers the session has given, those of damaged turns too; 0 where a store does not say.
+        opened_at: when the session was opened, epoch seconds; tells it from another that has its name later.
     """
 
     turns: tuple[Turn, ...] = field(default=())
     expires_at: float | None = None
     left_out: int = 0
+    total: int = 0
+    opened_at: float | None = None
 
     def __iter__(self) -> Iterator[Turn]:
         """Iterate over the turns, oldest first."""
@@ -74,9 +78,13 @@ class Newest:
         if turn.replaces is not None and turn.status in ("pending", "complete"):
             self._below = turn.replaces if self._below is None else min(self._below, turn.replaces)
 
-    def conversation(self, expires_at: float | None = None) -> Conversation:
-        """Return what was taken, oldest first."""
-        return Conversation(tuple(reversed(self._taken)), expires_at)
+    def conversation(
+        self, expires_at: float | None = None, total: object = 0, opened_at: object = None
+    ) -> Conversation:
+        """Return what was taken, oldest first; a `total` or `opened_at` that is damaged counts as none."""
+        known = total if type(total) is int else 0
+        opened = opened_at if isinstance(opened_at, int | float) else None
+        return Conversation(tuple(reversed(self._taken)), expires_at, total=known, opened_at=opened)
 
 
 def messages(turn: Turn) -> tuple[Message, ...]:

@@ -121,6 +121,7 @@ class Planner:
             opens_session=opens,
             after=conversation.newest,
             expires_at=conversation.expires_at,
+            opened_at=conversation.opened_at,
             replaces=request.replaces,
         )
         return new, conversation

@@ -200,9 +200,11 @@ class NewTurn:
 
     Attributes:
         user: the message; of a blocked one a store keeps the length alone, and compares the text with a repeat's.
+        opens_session: the request named no session, and `session_id` was made for it.
         after: the newest number in the session as loaded, 0 where it is not open; spares a store the read. Another
             turn may have come since.
         expires_at: when the session ends, as loaded; epoch seconds.
+        opened_at: when the session was opened, as loaded; epoch seconds. No turn goes to another session of its name.
         replaces: the number that this turn stands in for.
     """
 
@@ -216,6 +218,7 @@ class NewTurn:
     label: str | None = None
     after: int = 0
     expires_at: float | None = None
+    opened_at: float | None = None
     replaces: int | None = None
 
 
@@ -281,12 +284,14 @@ class SessionHead:
 
     Attributes:
         expires_at: None for one that is kept until it is removed.
+        damaged: its own entry cannot be read, so `turns` is 0; what can be read of its turns, `page` gives.
     """
 
     session_id: str
     turns: int
     created_at: float
     expires_at: float | None = None
+    damaged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +325,8 @@ class SessionArchive(Protocol):
 
     async def page(self, owner: Owner, session_id: str, *, limit: int, after: int = 0) -> tuple[Turn, ...]:
         """Return the turns numbered above `after`, oldest first, at most `limit`, hidden ones too; none at the end.
+
+        Damaged turns are left out, and a damaged entry of the session's own keeps no turn from being read.
 
         Raises:
             NotFound: there is no such session of this owner.

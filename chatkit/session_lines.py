@@ -22,6 +22,9 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 _Kind = tuple[Callable[[Any], bool], str]
 
+# A request id is known for this long. Seconds; DESIGN §2.9.
+REQUEST_S = 7 * 86400.0
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -155,3 +158,16 @@ _PASSAGE: dict[str, _Kind] = {
     **dict.fromkeys(("start", "end"), _whole(0)),
     "score": _SCORE,
 }
+
+
+class Repeats:
+    """Finds turns of one session that came of one request. Hand them in in order."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def before(self, turn: Turn) -> int | None:
+        """Take the next turn; return the number of one whose request it repeats, though that was still known then."""
+        seq, created_at = self._seen.get(turn.request_id, (None, 0.0))
+        self._seen[turn.request_id] = turn.seq, turn.created_at
+        return seq if turn.created_at - created_at < REQUEST_S - 1 else None  # moments are rounded

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from chatkit import wiring
+from chatkit.evaluation.scripted import REFUSED
 from chatkit.planning import ServiceOptions
 from chatkit.server import run
 from chatkit.service import OpenChatKitService
@@ -85,7 +86,7 @@ async def _build(open_store: OpenStore, settings: Settings) -> OpenChatKitServic
     resources = AsyncExitStack()
     resources.callback(store.close)
     options = ServiceOptions(history_turns=settings.history_turns)
-    return OpenChatKitService(_Inventive(), KeywordModerator(), store, options=options, resources=resources)
+    return OpenChatKitService(_Inventive(), KeywordModerator([REFUSED]), store, options=options, resources=resources)
 
 
 def _serve(settings: Settings, open_store: OpenStore, alive: int) -> None:

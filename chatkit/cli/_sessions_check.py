@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chatkit.cli._sessions_store import heads_of, turns_of
 from chatkit.errors import InvalidRequest, NotFound, StoreFailed
-from chatkit.session_lines import Line, fields_of, line_in
+from chatkit.session_lines import Line, Repeats, fields_of, line_in
 from chatkit.types import Owner
 
 if TYPE_CHECKING:
@@ -26,24 +26,32 @@ class Looked:
 
 
 async def look_through(store: "Store", owner: Owner) -> Looked:
-    """Read every session of an owner, and let a store that is a file check itself as a whole.
+    """Read every session of an owner, and let the store say what else is wrong: a file as a whole, a table of them.
 
     Raises:
         StoreFailed: the owner's sessions cannot be listed.
     """
     looked = Looked()
     check = getattr(store, "check", None)  # a store that is no file of its own has none
-    if check is not None:
-        looked.problems += await check()
+    said = () if check is None else await check()
+    looked.problems += said
+    check_owner = getattr(store, "check_owner", None)
+    looked.problems += () if check_owner is None else await check_owner(owner)
     async for head in heads_of(store, owner):
-        await _look_at(store, owner, head, looked)
+        await _look_at(store, owner, head, looked, said=any(repr(head.session_id) in problem for problem in said))
     return looked
 
 
-async def _look_at(store: "Store", owner: Owner, head: "SessionHead", looked: Looked) -> None:
-    """Read one session: its numbers have no hole, and each turn is one that an import would take."""
+async def _look_at(store: "Store", owner: Owner, head: "SessionHead", looked: Looked, *, said: bool) -> None:
+    """Read one session: its numbers have no hole, each turn is one that an import would take and of another request.
+
+    Args:
+        said: the store itself has named what is wrong with it.
+    """
     named = f"session {head.session_id!r}"
     found: list[int] = []
+    doubled: list[str] = []
+    repeats = Repeats()
     try:
         async for turn in turns_of(store, owner, head.session_id):
             found.append(turn.seq)
@@ -51,14 +59,20 @@ async def _look_at(store: "Store", owner: Owner, head: "SessionHead", looked: Lo
                 line_in(json.dumps(fields_of(Line(head.session_id, max(head.turns, 1), None, turn))))
             except InvalidRequest as error:
                 looked.problems.append(f"{named}, turn {turn.seq}: {error}")
+                continue
+            before = repeats.before(turn)
+            if before is not None:
+                doubled.append(f"{named}: turns {before} and {turn.seq} have one request id")
     except NotFound:
         return  # removed meanwhile
     except StoreFailed as error:
         looked.problems.append(f"{named} cannot be read: {error}")
     else:
         last = max([head.turns, *found])  # there may be more by now than when it was listed
-        known = any(repr(head.session_id) in problem for problem in looked.problems)  # the store has said it itself
-        if not known and (missing := sorted({*range(1, last + 1)} - {*found})):
+        looked.problems += [] if said else doubled
+        if not said and head.damaged:
+            looked.problems.append(f"{named}: its own entry cannot be read, so turns at its end may be missing unseen")
+        if not said and (missing := sorted({*range(1, last + 1)} - {*found})):
             looked.problems.append(f"{named}: {_numbers(missing)} of its {last} turns cannot be read")
     looked.sessions += 1
     looked.turns += len(found)

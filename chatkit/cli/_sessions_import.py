@@ -121,10 +121,9 @@ async def import_file(
         skip_existing: a session that the owner has already is left as it is, and no error.
 
     Raises:
-        InvalidRequest: a line is longer than any of an export.
         StoreFailed: the store did not acknowledge; what was yielded before is written.
     """
-    for gathered in _gather(name, file):
+    for gathered in _gather(file):
         session_id, turns = gathered.session_id, gathered.turns
         skipped = ""
         error: ChatkitError | None = None
@@ -166,11 +165,13 @@ async def _stored(store: "Store", owner: Owner, session_id: str) -> list[Turn] |
         return None
 
 
-def _gather(name: str, file: BinaryIO) -> Iterator[_Gathered]:
+def _gather(file: BinaryIO) -> Iterator[_Gathered]:
     """Yield sessions as soon as they are whole, and what is none."""
     open_: _Gathered | None = None
-    for number, raw in _lines(name, file):
+    for number, raw in _lines(file):
         try:
+            if raw is None:
+                raise InvalidRequest(f"it has more than {_LONGEST} bytes, which no turn has")
             line = line_in(raw)
         except InvalidRequest as error:
             if open_ is None:
@@ -191,12 +192,14 @@ def _gather(name: str, file: BinaryIO) -> Iterator[_Gathered]:
         yield open_.ended()
 
 
-def _lines(name: str, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines that are not blank, with their numbers."""
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Yield the lines that are not blank, with their numbers; None in place of one that is too long to be kept."""
     number = 0
     while raw := file.readline(_LONGEST):
         number += 1
-        if len(raw) == _LONGEST:
-            raise InvalidRequest(f"{name}, line {number}: it has more than {_LONGEST} bytes, which no turn has")
-        if raw.strip():
+        if len(raw) == _LONGEST and not raw.endswith(b"\n"):
+            while (more := file.readline(_LONGEST)) and not more.endswith(b"\n"):
+                pass
+            yield number, None
+        elif raw.strip():
             yield number, raw

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from chatkit.cli import setting_options
+from chatkit.cli._owners import owner_of, owner_options
 from chatkit.errors import ConfigError, InvalidRequest, NotFound
-from chatkit.settings import Settings, load_settings
+from chatkit.settings import load_settings
 from chatkit.types import Owner, Turn, check_id
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ T = TypeVar("T")
 DYNAMODB = ("dynamodb_table", "dynamodb_region", "dynamodb_endpoint")
 # Sessions and turns that are read at once.
 PAGE = 100
-# Characters of an owner's name: with a session's id, percent-encoded, they fit a key of DynamoDB.
-_LONGEST_NAME = 64
 _STEP = "chatkit sessions list shows those there are"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
@@ -30,11 +29,8 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 def owned(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add what names the store and whose sessions are meant."""
-    command = setting_options("home", "store", "session_keys", *DYNAMODB, "api_key", "api_key_file")(command)
-    command = click.option("--user", metavar="NAME", help="Whose sessions; without it the service's own callers.")(
-        command
-    )
-    return click.option("--tenant", metavar="NAME", help="Of which tenant; without it the service's own.")(command)
+    names = ("home", "store", "session_keys", *DYNAMODB, "api_key", "api_key_file")
+    return owner_options(setting_options(*names)(command))
 
 
 def with_store(
@@ -49,7 +45,7 @@ def with_store(
     settings = load_settings(flags, file=Path(config) if config else None)
     if settings.store == "memory":
         raise ConfigError("store is 'memory', which only the running service can see; use sqlite or dynamodb")
-    owner = _owner(settings, **whose)
+    owner = owner_of(settings, **whose)
     store = wiring.open_store(settings)
     try:
         return asyncio.run(_awaited(work(store, owner)))
@@ -59,22 +55,6 @@ def with_store(
 
 async def _awaited(work: Awaitable[T]) -> T:
     return await work
-
-
-def _owner(settings: Settings, *, tenant: str | None, user: str | None) -> Owner:
-    """Return whose sessions are meant: those of the callers that a service with these settings has, unless named."""
-    own = Owner.behind(settings.api_key)
-    if user is None and settings.keys_file is not None:
-        raise ConfigError(
-            f"keys_file {str(settings.keys_file)!r} has several owners; say whose with --user, and --tenant"
-        )
-    for name, value in (("--tenant", tenant), ("--user", user)):
-        if value is not None and not (1 <= len(value) <= _LONGEST_NAME and value.isprintable()):
-            raise InvalidRequest(
-                f"{name} is {value[:80]!r}, expected 1 to {_LONGEST_NAME} characters that print; without it, "
-                "chatkit sessions list shows the sessions of the service's own callers"
-            )
-    return Owner(own.tenant if tenant is None else tenant, own.user if user is None else user)
 
 
 def check_ids(*session_ids: str) -> None:
@@ -118,18 +98,20 @@ async def turns_of(store: "Store", owner: Owner, session_id: str) -> AsyncIterat
         raise not_there(session_id) from None
 
 
-async def read_session(store: "Store", owner: Owner, session_id: str) -> tuple[list[Turn], int | None]:
-    """Return the turns of a session, hidden ones too, and when it ends, epoch seconds.
+async def read_session(store: "Store", owner: Owner, session_id: str) -> tuple[list[Turn], int | None, int]:
+    """Return the turns of a session, hidden ones too, when it ends, epoch seconds, and how many it has had.
+
+    The last is 0 where the session's own entry cannot be read.
 
     Raises:
         NotFound: there is no such session.
     """
     try:
-        expires_at = (await store.load(owner, session_id, limit=1)).expires_at
+        newest = await store.load(owner, session_id, limit=1)
     except NotFound:
         raise not_there(session_id) from None
     turns = [turn async for turn in turns_of(store, owner, session_id)]
-    return turns, None if expires_at is None else int(expires_at)
+    return turns, None if newest.expires_at is None else int(newest.expires_at), newest.total
 
 
 def not_there(session_id: str) -> NotFound:

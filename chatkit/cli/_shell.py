@@ -66,7 +66,7 @@ class Shell:
         self._hyperparameters = hyperparameters
         self._sources: tuple[Passage, ...] = ()
         self._last: tuple[Question, str] | None = None
-        # The last message of the conversation, and the number of its turn once that is answered.
+        # The last message of the conversation, and the number of the turn that stands in its place once it is answered.
         self._asked: Question | None = None
         self._answered: int | None = None
         self._leaving = False
@@ -156,7 +156,7 @@ class Shell:
                         self._sources = event.passages
                         self._screen.answered(event, self._notes(event, question))
                         if not question.alone:
-                            self._answered = event.seq
+                            self._answered = _standing(question, event)
                     case Error(error):
                         raise error
 
@@ -250,6 +250,13 @@ class Shell:
 
     async def _quit(self, rest: str) -> None:
         self._leaving = True
+
+
+def _standing(question: Question, reply: Reply) -> int:
+    """Return the number of the turn to replace next: what is refused or stopped takes the place of none."""
+    if question.replaces is not None and reply.finish_reason in ("content_filter", "aborted"):
+        return question.replaces
+    return reply.seq
 
 
 def _require_nothing(command: str, rest: str) -> None:

@@ -9,7 +9,7 @@ from chatkit.cli._hyperparameters import Hyperparameters
 from chatkit.errors import ChatkitError, InvalidRequest
 from chatkit.protocols import Generation, LanguageModel, PromptFormat
 from chatkit.service import OpenChatKitService
-from chatkit.types import ChatRequest, Event, RetrievalOptions, SamplingParams
+from chatkit.types import ChatRequest, Event, Owner, RetrievalOptions, SamplingParams
 
 if TYPE_CHECKING:
     from chatkit.client.native import NativeClient
@@ -63,10 +63,10 @@ class Talker(Protocol):
 
 
 class LocalTalker:
-    """Talks to a service in this process, and closes it."""
+    """Talks to a service in this process as one of its owners, and closes it."""
 
-    def __init__(self, service: OpenChatKitService) -> None:
-        self._service = service
+    def __init__(self, service: OpenChatKitService, owner: Owner) -> None:
+        self._service, self._owner = service, owner
         self._heard = service.model = _Overheard(service.model)
 
     @property
@@ -81,6 +81,7 @@ class LocalTalker:
             ChatRequest(
                 text=question.text,
                 request_id=question.request_id,
+                owner=self._owner,
                 client_request_id=True,
                 session_id=None if question.alone else question.session_id,
                 sampling=settings.sampling(),

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chatkit.cli import log_to_stderr, setting_options
+from chatkit.cli._owners import owner_of, owner_options
 from chatkit.cli._show import as_json as json_line
 from chatkit.cli._show import plain, source_line
 from chatkit.settings import Settings, load_settings
+from chatkit.types import Owner
 
 if TYPE_CHECKING:
     from chatkit.types import Reply
@@ -20,11 +22,18 @@ if TYPE_CHECKING:
 @click.option("--session", metavar="ID", help="Go on with a session; the id of each answer is shown with --json.")
 @click.option("--no-retrieval", is_flag=True, help="Answer from the model alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole answer as one JSON object.")
+@owner_options
 @setting_options(
     "home", "models_dir", "index", "min_score", "policy", "profile", "chat_model", "max_new_tokens", "threads"
 )
 def ask(
-    message: str, session: str | None, no_retrieval: bool, as_json: bool, config: str | None, flags: dict[str, Any]
+    message: str,
+    session: str | None,
+    no_retrieval: bool,
+    as_json: bool,
+    config: str | None,
+    flags: dict[str, Any],
+    **whose: str | None,
 ) -> None:
     """Ask one question here, without a server: the same turn, moderated, grounded and stored.
 
@@ -35,13 +44,14 @@ def ask(
     The answer goes to stdout, its sources to stderr.
     """
     settings = load_settings(flags, file=Path(config) if config else None)
+    owner = owner_of(settings, **whose)
     log_to_stderr()
     if no_retrieval:
         settings = settings.without_index()
-    asyncio.run(_ask(settings, message, session, as_json))
+    asyncio.run(_ask(settings, owner, message, session, as_json))
 
 
-async def _ask(settings: Settings, message: str, session: str | None, as_json: bool) -> None:
+async def _ask(settings: Settings, owner: Owner, message: str, session: str | None, as_json: bool) -> None:
     from chatkit.service import new_request_id
     from chatkit.types import ChatRequest, Error, Replace, Reply, RetrievalOptions, SamplingParams, TextDelta
     from chatkit.wiring import build_service
@@ -50,6 +60,7 @@ async def _ask(settings: Settings, message: str, session: str | None, as_json: b
     request = ChatRequest(
         text=message,
         request_id=new_request_id(),
+        owner=owner,
         session_id=session,
         sampling=SamplingParams(max_new_tokens=settings.max_new_tokens),
         retrieval=RetrievalOptions(k=settings.k),

@@ -96,7 +96,7 @@ def sessions(latest: float, as_json: bool, config: str | None, flags: dict[str, 
     chatkit bench sessions --races 20 --store sqlite
 
     The model is scripted, the rest is real. SQLite gets a folder of its own. A DynamoDB table has to be there; what was
-    written to it is removed at the end, unless something is wrong with it.
+    written to it is removed at the end and when it breaks off, unless a promise was found broken. What stays is named.
     """
     from chatkit.evaluation.killing import KillBench
     from chatkit.evaluation.races import RaceBench

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chatkit.cli import exit_code, log_to_stderr, setting_options
+from chatkit.cli._owners import owner_of, owner_options
 from chatkit.cli._show import one_line
 from chatkit.errors import ChatkitError, ConfigError
 from chatkit.settings import Settings, load_settings
+from chatkit.types import Owner
 
 if TYPE_CHECKING:
     from chatkit.cli._hyperparameters import Hyperparameters
@@ -34,9 +36,16 @@ _REQUEST = ("index", "k", "max_new_tokens")
 @click.option("--session", metavar="ID", help="Go on with a session; the id is shown on leaving.")
 @click.option("--no-retrieval", is_flag=True, help="Answer from the model alone.")
 @click.option("--json", "as_json", is_flag=True, help="Read lines without a prompt, print one JSON object a turn.")
+@owner_options
 @setting_options("home", *_REQUEST, *_SERVICE, *_DYNAMODB, "api_key", "api_key_file")
 def chat(
-    url: str | None, session: str | None, no_retrieval: bool, as_json: bool, config: str | None, flags: dict[str, Any]
+    url: str | None,
+    session: str | None,
+    no_retrieval: bool,
+    as_json: bool,
+    config: str | None,
+    flags: dict[str, Any],
+    **whose: str | None,
 ) -> None:
     """Talk to the service: each line is a message, /help lists the commands, Ctrl-D leaves.
 
@@ -55,7 +64,7 @@ def chat(
     if session is not None:
         check_id("--session", session)
     settings = load_settings(flags, file=Path(config) if config else None)
-    _require_fitting(url, flags)
+    _require_fitting(url, flags | whose)
     log_to_stderr()
     if no_retrieval and url is None:
         settings = settings.without_index()
@@ -65,7 +74,8 @@ def chat(
     terminal = sys.stdin.isatty() and sys.stdout.isatty() and not as_json
     with Interrupts() as interrupts:
         try:
-            talk = _Chat(settings, url, chosen, interrupts).run(session, terminal=terminal, as_json=as_json)
+            chatting = _Chat(settings, url, whose, chosen, interrupts)
+            talk = chatting.run(session, terminal=terminal, as_json=as_json)
             failure = asyncio.run(talk)
         except Stopped:
             raise click.Abort from None
@@ -82,7 +92,7 @@ def _require_streams() -> None:
 
 def _require_fitting(url: str | None, flags: dict[str, Any]) -> None:
     """Refuse settings that would do nothing."""
-    given = next((name for name in (*_SERVICE, *_DYNAMODB) if flags[name] is not None), None)
+    given = next((name for name in (*_SERVICE, *_DYNAMODB, "user", "tenant") if flags[name] is not None), None)
     if url is not None and given is not None:
         from chatkit.client.native import address_of
 
@@ -96,9 +106,19 @@ def _require_fitting(url: str | None, flags: dict[str, Any]) -> None:
 class _Chat:
     """One run of the command."""
 
-    def __init__(self, settings: Settings, url: str | None, chosen: dict[str, Any], interrupts: "Interrupts") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        url: str | None,
+        whose: dict[str, str | None],
+        chosen: dict[str, Any],
+        interrupts: "Interrupts",
+    ) -> None:
         self._settings = settings
         self._url = url
+        # A service behind an address knows its callers itself.
+        self._owner = Owner() if url is not None else owner_of(settings, **whose)
+        self._named = {f"--{name}": value for name, value in whose.items() if value is not None}
         self._chosen = chosen
         self._interrupts = interrupts
 
@@ -115,7 +135,7 @@ class _Chat:
             await talker.close()
         lasting = self._url is not None or self._settings.store != "memory"
         if shell.lasting and lasting:
-            where = ["--url", talker.name] if self._url else []
+            where = ["--url", talker.name] if self._url else [word for pair in self._named.items() for word in pair]
             command = shlex.join(["chatkit", "chat", *where, "--session", shell.lasting])
             click.echo(one_line(f"go on with: {command}"), err=True)
         return shell.failure
@@ -129,7 +149,7 @@ class _Chat:
 
         async with _loading():
             service = await self._interrupts.stoppable(build_service(self._settings))
-        return _talkers.LocalTalker(service)
+        return _talkers.LocalTalker(service, self._owner)
 
     def _hyperparameters(self) -> "Hyperparameters":
         from chatkit.cli._hyperparameters import Hyperparameters

@@ -82,7 +82,8 @@ def list_(
     click.echo(f"{'ID':<{width}}  TURNS  {'OPENED (UTC)':<19}  EXPIRES (UTC)")
     for head in heads:
         ends = "never" if head.expires_at is None else clock(head.expires_at)
-        click.echo(plain(f"{head.session_id:<{width}}  {head.turns:>5}  {clock(head.created_at)}  {ends}"))
+        count = "?" if head.damaged else head.turns
+        click.echo(plain(f"{head.session_id:<{width}}  {count:>5}  {clock(head.created_at)}  {ends}"))
     if after is not None:
         click.echo(f"more: --cursor {after}", err=True)
 
@@ -102,7 +103,7 @@ def show(
 ) -> None:
     """Show the turns of a session; of a blocked one the label and the length, its text was never kept."""
     check_ids(session_id)
-    turns, expires_at = with_store(config, flags, whose, lambda store, owner: read_session(store, owner, session_id))
+    turns, expires_at, _ = with_store(config, flags, whose, lambda store, owner: read_session(store, owner, session_id))
     visible = _visible(turns)
     shown = turns if everything else [turn for turn in turns if turn.seq in visible]
     if as_json:
@@ -139,25 +140,26 @@ def export(
         damaged = 0
         async for head in heads_of(store, owner):
             try:
-                damaged += not await _write(store, owner, head.session_id, head.turns)
+                whole = await _write(store, owner, head.session_id, head.turns)
+                damaged += head.damaged or not whole
             except NotFound:
                 click.echo(f"session {head.session_id!r} was removed meanwhile", err=True)
         return damaged
 
     if damaged := with_store(config, flags, whose, write):
-        raise ChatkitError(f"sessions with turns that cannot be read: {damaged}; the rest of each was written")
+        raise ChatkitError(f"sessions that cannot be read as a whole: {damaged}; the rest of each was written")
 
 
 async def _write(store: "Store", owner: Owner, session_id: str, least: int = 0) -> bool:
-    """Write a session of at least so many turns, and return whether each of them could be read."""
-    turns, expires_at = await read_session(store, owner, session_id)
-    total = max([least, *(turn.seq for turn in turns)])
+    """Write a session of at least so many turns, and return whether its own entry and each turn could be read."""
+    turns, expires_at, counted = await read_session(store, owner, session_id)
+    total = max([least, counted, *(turn.seq for turn in turns)])
     for turn in turns:
         click.echo(json_line(fields_of(Line(session_id, total, expires_at, turn))))
         if turn.status == "pending":
             said = f"turn {turn.seq} of session {session_id!r} is being answered; import takes no such turn, so export"
             click.echo(f"{said} the session again when it has ended", err=True)
-    return len(turns) == total
+    return counted > 0 and len(turns) == total
 
 
 @sessions.command("import")
@@ -361,6 +363,8 @@ async def _remove(store: "Store", owner: Owner, session_id: str) -> bool:
         found = True
     except NotFound:
         found = False
+    except StoreFailed:
+        found = True  # what cannot be read can still be removed; a store that does not answer says so now
     await store.delete(owner, session_id)
     return found
 

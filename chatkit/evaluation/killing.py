@@ -16,7 +16,7 @@ from typing import Any
 
 from chatkit.errors import InvalidRequest
 from chatkit.evaluation.ledger import Acknowledged, Asked, Ledger
-from chatkit.evaluation.scripted import ScriptedServer
+from chatkit.evaluation.scripted import REFUSED, ScriptedServer
 from chatkit.sessions.items import LEASE_S
 
 # The soonest that a server is killed after it is ready. Seconds.
@@ -26,6 +26,10 @@ _LAST_CALL = 4 * LEASE_S
 # Of a client's requests, the share that open a session of the server's naming, go to such a session, are sent again
 # although they were answered, and are sent twice at the same moment.
 _OPENS, _GOES_ON, _AGAIN, _TWICE = 0.03, 0.1, 0.05, 0.03
+# Of every 20 requests of a client, the one with a word that is refused, and the one that takes the place of a turn.
+_EVERY, _BAD, _REPLACING = 20, 3, 6
+# Requests that were answered and that each client sends once more after the last kill.
+_SAMPLE = 10
 # Clients that talk in one session, and messages of each before they go to the next.
 _TOGETHER, _LENGTH = 2, 100
 # A client that hears nothing for this long takes the connection for broken. Seconds.
@@ -128,14 +132,16 @@ class _Line:
 class _Client:
     """One client: a thread, a connection, and what it has no answer to yet."""
 
-    def __init__(self, name: str, group: str, ledger: Ledger, line: _Line, seed: int) -> None:
+    def __init__(self, name: str, group: str, ledger: Ledger, line: _Line, seed: str) -> None:
         self._name, self._group = name, group
         self._ledger, self._line = ledger, line
-        self._random = random.Random(f"{seed} {name}")
+        self._random = random.Random(seed)
         self._numbers = itertools.count(1)
         self._parked: list[tuple[float, int, Asked]] = []
         self._order = itertools.count()
         self._answered: list[Asked] = []
+        self._told: dict[str | None, int] = {}  # the number of the last turn of each session that it was told of
+        self._sample: list[Asked] | None = None
         self._own_sessions: list[str] = []
         self._connections: tuple[int, list[http.client.HTTPConnection]] = (0, [])
         self._sent_at = math.inf  # when the request that is on its way had left whole, monotonic seconds
@@ -171,6 +177,12 @@ class _Client:
                 yield heapq.heappop(self._parked)[2]
             elif last_call is None:
                 yield self._next()
+            elif self._sample is None:
+                self._sample = self._random.sample(self._answered, min(_SAMPLE, len(self._answered)))
+                for asked in self._sample:
+                    self._ledger.ask_again(asked.request_id)
+            elif self._sample:
+                yield self._sample.pop()
             elif self._parked and now < last_call + _LAST_CALL:
                 time.sleep(max(0.0, min(0.1, self._parked[0][0] - now)))
             else:
@@ -188,7 +200,12 @@ class _Client:
             session_id = self._random.choice(self._own_sessions[-3:])
         request_id = f"{self._name}-{number}"
         text = f"Question {request_id} {'with many words ' * self._random.randrange(20)}"
-        return self._ledger.ask(Asked(request_id, session_id, text, stream=self._random.random() < 0.5))
+        refused = number % _EVERY == _BAD
+        if refused:  # a repeat is known by its session, since no text of it is
+            text, session_id = text + REFUSED, session_id or f"{self._group}-{number // _LENGTH}"
+        replaces = self._told.get(session_id) if number % _EVERY == _REPLACING else None
+        stream = self._random.random() < 0.5
+        return self._ledger.ask(Asked(request_id, session_id, text, stream, refused, replaces))
 
     def _exchange(self, asked: Asked, number: int, address: tuple[str, int]) -> list[float]:
         """Send a request, sometimes twice at once, and note every answer that comes."""
@@ -208,10 +225,11 @@ class _Client:
         answer = Acknowledged(asked.request_id, told["session_id"], told["seq"], told["outputs"])
         self._ledger.acknowledge(answer)
         self._answered.append(asked)
+        self._told[answer.session_id] = answer.seq
         if asked.session_id is None:
             self._own_sessions.append(answer.session_id)
-        if not told["replayed"]:
-            spent = told["timings"]
+        spent = told["timings"]
+        if not told["replayed"] and "finish" in spent:  # what is refused is written at once
             yield spent["accept"] + spent["finish"] - spent["generation"]
 
     def _park(self, asked: Asked, seconds: float) -> None:
@@ -224,9 +242,8 @@ class _Client:
 
 
 def _send(connection: http.client.HTTPConnection, asked: Asked) -> None:
-    parameters = {"request_id": asked.request_id}
-    if asked.session_id is not None:
-        parameters["session_id"] = asked.session_id
+    named = {"request_id": asked.request_id, "session_id": asked.session_id, "replaces": asked.replaces}
+    parameters = {name: value for name, value in named.items() if value is not None}
     body = {"inputs": asked.text, "stream": asked.stream, "parameters": parameters}
     try:
         connection.request("POST", "/invocations", json.dumps(body).encode(), {"content-type": "application/json"})
@@ -270,7 +287,7 @@ def kill_again_and_again(
     """
     line, moments = _Line(), random.Random(bench.seed)
     clients = [
-        _Client(f"{prefix}-{number}", f"{prefix}-session-{number // _TOGETHER}", ledger, line, bench.seed)
+        _Client(f"{prefix}-{number}", f"{prefix}-session-{number // _TOGETHER}", ledger, line, f"{bench.seed} {number}")
         for number in range(bench.clients)
     ]
     rows: list[tuple[float, int, int, float]] = []
@@ -286,7 +303,7 @@ def kill_again_and_again(
                 rows.append((after_s, ledger.acknowledged - before, dying, killed_at))
                 if number % max(1, bench.kills // 10) == 0 or number == bench.kills:
                     progress(f"{number} of {bench.kills} kills, {ledger.acknowledged} turns acknowledged")
-            progress("the last unanswered requests are sent again …")
+            progress("the last unanswered requests are sent again, and some of the others …")
             line.last_call = time.monotonic()
             line.up(server.start())
             spent = [seconds for client in running for seconds in client.result()]

@@ -21,6 +21,8 @@ class Asked:
 
     Attributes:
         session_id: None opens a session with an id that the server makes.
+        refused: the check refuses it, so its turn is stored as blocked and without text.
+        replaces: number of the turn whose place it takes.
         made_at: before it was first sent, monotonic seconds.
     """
 
@@ -28,6 +30,8 @@ class Asked:
     session_id: str | None
     text: str
     stream: bool = False
+    refused: bool = False
+    replaces: int | None = None
     made_at: float = field(default_factory=time.monotonic)
 
 
@@ -51,6 +55,7 @@ class Ledger:
 
     Attributes:
         refusals: the last words that the service had for a request in place of an answer.
+        asked_again: how many requests were sent once more in the end.
     """
 
     def __init__(self) -> None:
@@ -58,7 +63,9 @@ class Ledger:
         self._asked: dict[str, Asked] = {}
         self._acknowledged: list[Acknowledged] = []
         self._known: set[str] = set()
+        self._again: set[str] = set()
         self.refusals: dict[str, str] = {}
+        self.asked_again = 0
 
     def ask(self, asked: Asked) -> Asked:
         """Note a message before it is sent; of one that several send, the first counts."""
@@ -73,6 +80,13 @@ class Ledger:
         with self._lock:
             self._acknowledged.append(answer)
             self._known.add(answer.request_id)
+            self._again.discard(answer.request_id)
+
+    def ask_again(self, request_id: str) -> None:
+        """Note that a request is sent once more although it was answered: it counts as unanswered until it is again."""
+        with self._lock:
+            self._again.add(request_id)
+            self.asked_again += 1
 
     @property
     def acknowledged(self) -> int:
@@ -92,8 +106,8 @@ class Ledger:
             return dict(self._asked)
 
     def unanswered(self) -> list[str]:
-        """Return the ids of requests that never got an answer."""
-        return [request_id for request_id in self.asked if request_id not in self._known]
+        """Return the ids of requests that never got an answer, or none when they were sent again."""
+        return [name for name in self.asked if name not in self._known or name in self._again]
 
     def sessions(self) -> list[str]:
         """Return every session that was asked for or answered from."""
@@ -136,7 +150,7 @@ def compare(ledger: Ledger, stored: Mapping[str, Sequence[Turn]]) -> Findings:
     for session_id, turns in stored.items():
         for turn in turns:
             places[turn.request_id].append((session_id, turn))
-            if turn.request_id not in asked or asked[turn.request_id].text != turn.user:
+            if turn.request_id not in asked or _kept(asked[turn.request_id]) != turn.user:
                 findings.unknown.append(f"turn {turn.seq} of {session_id} by request {turn.request_id}")
         _check_numbers(findings, session_id, [turn.seq for turn in turns])
     for request_id, found in places.items():
@@ -149,16 +163,23 @@ def compare(ledger: Ledger, stored: Mapping[str, Sequence[Turn]]) -> Findings:
         if (before.session_id, before.seq, before.answer) != (answer.session_id, answer.seq, answer.answer):
             findings.duplicated.append(f"request {answer.request_id} was answered as {before} and as {answer}")
     for answer in first.values():
-        text = asked[answer.request_id].text
-        if not any(_holds(answer, text, *place) for place in places[answer.request_id]):
+        own = asked[answer.request_id]
+        if not any(_holds(answer, own, *place) for place in places[answer.request_id]):
             findings.lost.append(f"turn {answer.seq} of {answer.session_id} by request {answer.request_id}")
     _check_order(findings, asked, first.values())
     return findings
 
 
-def _holds(answer: Acknowledged, text: str, session_id: str, turn: Turn) -> bool:
-    told = (answer.session_id, answer.seq, "complete", text, answer.answer)
-    return (session_id, turn.seq, turn.status, turn.user, turn.assistant) == told
+def _kept(asked: Asked) -> str:
+    """Return what is stored of a message: nothing of one that is refused."""
+    return "" if asked.refused else asked.text
+
+
+def _holds(answer: Acknowledged, asked: Asked, session_id: str, turn: Turn) -> bool:
+    ended = ("blocked", "", "") if asked.refused else ("complete", asked.text, answer.answer)
+    told = (answer.session_id, answer.seq, asked.replaces, len(asked.text), *ended)
+    there = (session_id, turn.seq, turn.replaces, turn.user_length, turn.status, turn.user, turn.assistant)
+    return there == told
 
 
 def _check_numbers(findings: Findings, session_id: str, seqs: Sequence[int]) -> None:

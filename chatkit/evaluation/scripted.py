@@ -1,5 +1,6 @@
 """A serving process with a scripted model that can be killed and started again at once."""
 
+import contextlib
 import json
 import os
 import select
@@ -15,6 +16,8 @@ from chatkit.errors import EngineFailed
 
 # What Python runs; it forks a server for each line it is given, from a process that has imported everything.
 PROGRAM = ("-m", "chatkit.cli._scripted_serve")
+# A message with this word is refused.
+REFUSED = "unspeakable"
 # A server that says nothing for this long is stuck. Seconds.
 _PATIENCE = 60.0
 
@@ -76,7 +79,8 @@ class ScriptedServer:
     def close(self) -> None:
         """Kill the server that runs, if one does, and end the program."""
         if self._pid is not None:
-            os.kill(self._pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # Ctrl-C in a terminal ends it too
+                os.kill(self._pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()
         for end in (self._process.stdin, self._process.stdout, self._log):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit import wiring
-from chatkit.errors import ConfigError
+from chatkit.errors import ChatkitError, ConfigError
 from chatkit.evaluation.killing import SOONEST, Kill, KillBench, Progress, kill_again_and_again
 from chatkit.evaluation.ledger import Findings, Ledger, compare, figures_of, read_back
 from chatkit.evaluation.races import RaceBench, race_here, race_processes
@@ -56,17 +56,17 @@ def bench_kills(
     with _own_home(settings, progress) as home:
         settings = replace(settings, home=home.folder)
         wiring.open_store(settings).close()  # what is missing is said before anything starts
-        server = ScriptedServer(home.folder, _told(settings), program=program)
-        try:
-            kills, spent = kill_again_and_again(server, bench, ledger, prefix, progress)
-        finally:
-            server.close()
-        progress("reading everything back …")
-        findings = _compared(settings, ledger, prefix, began)
-        wrong = findings.lines()
-        wrong += [f"unanswered: {_unanswered(ledger, request_id)}" for request_id in ledger.unanswered()]
-        _tidy(settings, ledger, wrong, home, progress)
-    figures = _kill_figures(kills, ledger, findings, spent)
+        with _tidied(settings, ledger, prefix, home, progress) as wrong:
+            server = ScriptedServer(home.folder, _told(settings), program=program)
+            try:
+                kills, spent = kill_again_and_again(server, bench, ledger, prefix, progress)
+            finally:
+                server.close()
+            progress("reading everything back …")
+            findings, damaged = _compared(settings, ledger, prefix, began)
+            wrong += [*findings.lines(), *(f"damaged: {line}" for line in damaged)]
+            wrong += [f"unanswered: {_unanswered(ledger, request_id)}" for request_id in ledger.unanswered()]
+    figures = _kill_figures(kills, ledger, findings, spent) | {"damaged": len(damaged)}
     rows = [asdict(kill) for kill in kills]
     told: dict[str, Any] = {
         "kills": bench.kills,
@@ -94,19 +94,20 @@ def bench_races(settings: Settings, bench: RaceBench, progress: Progress) -> Ver
         try:
             for number in range(1, bench.runs + 1):
                 ledger, prefix, began = Ledger(), _new_prefix(), time.time()
-                if settings.store == "memory":
-                    race_here(store, bench, prefix, ledger)
-                else:
-                    race_processes(_told(settings), bench, prefix, ledger)
-                stored = asyncio.run(read_back(store, Owner(), ledger, prefix, since=began - _SKEW))
-                findings = compare(ledger, stored)
-                wrong += findings.lines()
+                with _tidied(settings, ledger, prefix, home, progress) as found:
+                    if settings.store == "memory":
+                        race_here(store, bench, prefix, ledger)
+                    else:
+                        race_processes(_told(settings), bench, prefix, ledger)
+                    stored = asyncio.run(read_back(store, Owner(), ledger, prefix, since=began - _SKEW))
+                    findings = compare(ledger, stored)
+                    found += findings.lines()
+                wrong += found
                 row = {"stored": sum(map(len, stored.values())), **figures_of(ledger, findings)}
                 row["hand_overs"] = sum(_hand_overs(prefix, turns) for turns in stored.values())
                 rows.append({"run": number, "seconds": round(time.time() - began, 2), **row})
                 totals = {name: totals.get(name, 0) + value for name, value in row.items()}
                 progress(f"run {number} of {bench.runs}: {row['acknowledged']} acknowledged, {row['stored']} stored")
-                _tidy(settings, ledger, findings.lines(), home, progress)
         finally:
             store.close()
     right = sum(row["stored"] == row["acknowledged"] and not _any_wrong(row) for row in rows)
@@ -130,20 +131,36 @@ def _kill_figures(kills: Sequence[Kill], ledger: Ledger, findings: Findings, spe
         "kills": len(kills),
         "kills_in_flight": sum(kill.broken > 0 for kill in kills),
         "acknowledged_per_kill": round(ledger.acknowledged / len(kills), 1),
+        **_kinds_of(ledger),
         **figures_of(ledger, findings),
         "unanswered": len(ledger.unanswered()),
         "begin_finish_p99_ms": round(slow * 1000, 2),
     }
 
 
+def _kinds_of(ledger: Ledger) -> dict[str, float]:
+    """Return how many acknowledged turns are blocked, how many took another's place, how many were asked again."""
+    known = ledger.asked
+    asked = [known[name] for name in {answer.request_id for answer in ledger.answers}]
+    kinds = {"blocked": sum(one.refused for one in asked), "replacing": sum(one.replaces is not None for one in asked)}
+    return {**kinds, "asked_again": ledger.asked_again}
+
+
 def _unanswered(ledger: Ledger, request_id: str) -> str:
     return f"request {request_id}: {ledger.refusals.get(request_id, 'no answer at all')}"
 
 
-def _compared(settings: Settings, ledger: Ledger, prefix: str, began: float) -> Findings:
+def _compared(settings: Settings, ledger: Ledger, prefix: str, began: float) -> tuple[Findings, tuple[str, ...]]:
+    """Compare what was acknowledged with what is stored; beside it what a store that is a file finds wrong with it."""
+
+    async def read(store: wiring.Store) -> tuple[Findings, tuple[str, ...]]:
+        stored = await read_back(store, Owner(), ledger, prefix, since=began - _SKEW)
+        check = getattr(store, "check", None)
+        return compare(ledger, stored), () if check is None else await check()
+
     store = wiring.open_store(settings)
     try:
-        return compare(ledger, asyncio.run(read_back(store, Owner(), ledger, prefix, since=began - _SKEW)))
+        return asyncio.run(read(store))
     finally:
         store.close()
 
@@ -177,20 +194,46 @@ def _own_home(settings: Settings, progress: Progress) -> Iterator[_Home]:
             shutil.rmtree(home.folder)
 
 
-def _tidy(settings: Settings, ledger: Ledger, wrong: Sequence[str], home: _Home, progress: Progress) -> None:
-    """Remove what the measurement left in a table of others; what is wrong stays for a look at it."""
-    for line in wrong[:_SHOWN]:
-        progress(line)
-    home.keep = home.keep or bool(wrong)
-    if settings.store != "dynamodb" or wrong:
-        return
+@contextlib.contextmanager
+def _tidied(settings: Settings, ledger: Ledger, prefix: str, home: _Home, progress: Progress) -> Iterator[list[str]]:
+    """Give a list for what is wrong, and remove what the block left in a table of others, also when it breaks off.
+
+    What is wrong is shown, and stays for a look at it. The folder with the log is kept then, and when it breaks off.
+    """
+    wrong: list[str] = []
+    began = time.time()
+    ended = False
+    try:
+        yield wrong
+        ended = True
+    finally:
+        for line in wrong[:_SHOWN]:
+            progress(line)
+        home.keep = home.keep or bool(wrong) or not ended
+        if settings.store == "dynamodb":
+            left = f"left in the table {settings.dynamodb_table!r}: sessions of requests {prefix}-…"
+            if wrong and ended:
+                progress(f"{left}, for a look at it")
+            else:
+                _remove(settings, ledger, prefix, began, progress, left)
+
+
+def _remove(settings: Settings, ledger: Ledger, prefix: str, began: float, progress: Progress, left: str) -> None:
+    """Remove the sessions of a measurement from a table; `left` is said of it unless that was done."""
 
     async def remove(store: wiring.Store) -> None:
-        for session_id in ledger.sessions():
+        for session_id in await read_back(store, Owner(), ledger, prefix, since=began - _SKEW):
             await store.delete(Owner(), session_id)
 
-    store = wiring.open_store(settings)
     try:
-        asyncio.run(remove(store))
+        store = wiring.open_store(settings)
+        try:
+            asyncio.run(remove(store))
+        finally:
+            store.close()
+        left = ""
+    except ChatkitError as error:
+        left = f"{left}, for {error}"
     finally:
-        store.close()
+        if left:
+            progress(left)

@@ -8,13 +8,12 @@ import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from chatkit.errors import ChatkitError, InvalidRequest, NotFound
+from chatkit.errors import ChatkitError, InvalidRequest, NotFound, StoreFailed
 from chatkit.protocols import SessionStore
 from chatkit.server.callers import Caller
 from chatkit.server.sse import JSON_LINES, EventStream
@@ -72,10 +71,10 @@ class SessionRoutes:
         archive = self._archive()
         first = await _page(archive, owner, session_id, limit=_MOST, after=0)
         conversation = await archive.load(owner, session_id, limit=1)
-        total = max([conversation.newest, *(turn.seq for turn in first)])
+        total = max([conversation.total, conversation.newest, *(turn.seq for turn in first)])
         expires_at = None if conversation.expires_at is None else int(conversation.expires_at)
-        line = partial(Line, session_id, total, expires_at)
-        return EventStream(_lines(archive, owner, first, line), media_type=JSON_LINES, headers={})
+        lines = _lines(archive, owner, session_id, first, total, expires_at)
+        return EventStream(lines, media_type=JSON_LINES, headers={})
 
     async def delete(self, request: Request, caller: Caller) -> Response:
         """Remove one session; 404 where there was none, what a removal that broke off has left is removed all the same.
@@ -89,6 +88,8 @@ class SessionRoutes:
             await _page(archive, owner, session_id, limit=1, after=0)
         except NotFound as error:
             unknown = error
+        except StoreFailed as error:  # what cannot be read can still be removed; a store that is away says so now
+            log.warning("session %s is removed without a look at it: %s", hint_of(owner, session_id), error.code)
         await archive.delete(owner, session_id)
         if unknown is not None:
             raise unknown
@@ -112,26 +113,31 @@ async def _page(archive: SessionStore, owner: Owner, session_id: str, *, limit: 
 
 
 async def _lines(
-    archive: SessionStore, owner: Owner, page: tuple[Turn, ...], line: Callable[[Turn], Line]
+    archive: SessionStore, owner: Owner, session_id: str, page: tuple[Turn, ...], total: int, expires_at: int | None
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the turns of a session that begins with `page`, as they are counted in their lines.
+    """Yield the lines of a session that begins with `page` and had so many turns when they were counted.
 
     Raises:
-        ConnectionAbortedError: the rest cannot be read. The answer then ends without its last chunk, which no client
-            takes for the whole.
+        ConnectionAbortedError: the rest cannot be read, or one of them. The answer then ends without its last chunk,
+            which no client takes for the whole.
     """
+    sent = 0
     while page:
         for turn in page:
-            made = line(turn)
-            if turn.seq <= made.turns:  # one above has come since they were counted
-                yield f"{json.dumps(fields_of(made), ensure_ascii=False)}\n".encode()
-            if turn.seq >= made.turns:
-                return
+            if turn.seq <= total:  # one above has come since they were counted
+                sent += 1
+                line = fields_of(Line(session_id, total, expires_at, turn))
+                yield f"{json.dumps(line, ensure_ascii=False)}\n".encode()
+        if turn.seq >= total:
+            break
         try:
-            page = await archive.page(owner, made.session_id, limit=_MOST, after=turn.seq)
+            page = await archive.page(owner, session_id, limit=_MOST, after=turn.seq)
         except ChatkitError as error:
-            log.error("the export of session %s broke off: %s", hint_of(owner, made.session_id), error.code)
+            log.error("the export of session %s broke off: %s", hint_of(owner, session_id), error.code)
             raise ConnectionAbortedError("the export broke off") from error
+    if sent != total:
+        log.error("the export of session %s lacks turns: %d of %d", hint_of(owner, session_id), total - sent, total)
+        raise ConnectionAbortedError("turns of the session cannot be read")
 
 
 def _acting(caller: Caller, query: Mapping[str, str]) -> Caller:

@@ -29,15 +29,19 @@ MINE = f"#attempt = :own_attempt AND #request_id = :own_request AND #status = :p
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How far a session has come, and when it ends; version 0 is one that is not open yet."""
+    """How far a session has come, when it ends and when it was opened; version 0 is one that is not open yet."""
 
     version: int
     expires_at: float | None = None
+    opened_at: float | None = None
 
 
 def same(head: Head) -> tuple[str, dict[str, Any]]:
     """Return the condition that an open session stands as it was seen, and its values but `now`."""
-    unchanged, values = "#version = :before AND attribute_not_exists(#state)", {"before": head.version}
+    unchanged = "#version = :before AND attribute_not_exists(#state)"
+    values: dict[str, Any] = {"before": head.version}
+    if head.opened_at is not None:
+        unchanged, values["opened"] = f"{unchanged} AND #created_at = :opened", head.opened_at
     if head.expires_at is None:
         return f"{unchanged} AND {_KEPT} AND attribute_not_exists(#expires_at)", values
     return f"{unchanged} AND {_KEPT} AND #expires_at = :ends", values | {"ends": head.expires_at}
@@ -63,7 +67,13 @@ def head_in(item: Item) -> Head:
     version, ends = item.get("version"), item.get("expires_at")
     if type(version) is not int or not (_is_number(ends) or "expires_at" not in item):
         raise damaged(items.META, "start a new session")
-    return Head(version, ends)
+    return Head(version, ends, opened_in(item))
+
+
+def opened_in(item: Item) -> float | None:
+    """Return when a session was opened; None where its own item does not say."""
+    opened = item.get("created_at")
+    return opened if _is_number(opened) else None
 
 
 def place_in(request: Item | None) -> tuple[str, int]:
@@ -94,7 +104,16 @@ def is_sound(row: Item) -> bool:
         and all(type(row.get(name)) is int for name in ("seq", "attempt", "user_length"))
         and row.get("status") in get_args(TurnStatus)
         and items.turn_key(row["seq"]) == row["sk"]
+        and _can_be_read(row)
     )
+
+
+def _can_be_read(row: Item) -> bool:
+    try:
+        items.turn_of(row, expired=False)
+    except (ValueError, KeyError, TypeError):
+        return False
+    return True
 
 
 def damaged(key: str, step: str) -> StoreFailed:

@@ -30,6 +30,10 @@ _PASSING = frozenset(
         "RequestLimitExceeded",
     }
 )
+# After these what was sent under a token is not applied, and will not be.
+_ANOTHER_TRY = frozenset(
+    {"TransactionConflict", "TransactionConflictException", "IdempotentParameterMismatchException"}
+)
 _REFUSED = frozenset(
     {
         "AccessDeniedException",
@@ -143,7 +147,7 @@ class Connection:
                     return {at: _stored(reason) for at, reason in enumerate(reasons) if reason.get("Code") == _FAILED}
                 if not codes or codes - _PASSING:
                     raise self._explained(error) from error
-                if codes != {"TransactionInProgressException"}:  # else this try may still be applied
+                if codes & _ANOTHER_TRY:  # else what was sent may still be applied, or has been and its answer was lost
                     tried = token()
             except self._errors.BotoCoreError as error:
                 raise self._explained(error) from error

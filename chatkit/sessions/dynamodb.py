@@ -5,15 +5,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from chatkit.conversation import Conversation
 from chatkit.errors import ConfigError, StoreFailed
 from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionList, Ticket
-from chatkit.sessions import items
+from chatkit.sessions import items, whole
 from chatkit.sessions.budget import TRIES, Budget
 from chatkit.sessions.connection import THREADS
 from chatkit.sessions.dynamodb_archive import Archive
+from chatkit.sessions.dynamodb_check import Check
 from chatkit.sessions.dynamodb_turns import Turns
 from chatkit.sessions.table import Table
 from chatkit.types import Owner, Turn
@@ -57,6 +59,7 @@ class DynamoDBStore:
         self._table = Table(table, region=region, endpoint=endpoint)
         self._turns = Turns(self._table, clock, retention_s)
         self._archive = Archive(self._table, clock)
+        self._check = Check(self._table, clock)
         self._executor = ThreadPoolExecutor(THREADS, "dynamodb")
         try:
             self._table.check()
@@ -122,8 +125,21 @@ class DynamoDBStore:
         Raises:
             TooLarge: a turn is more than an item holds.
         """
-        items.check_restorable(session_id, turns)
+        whole.check_restorable(session_id, turns)
         await self._run_long(lambda budget: self._archive.restore(budget, owner, session_id, turns, expires_at))
+
+    async def check_owner(self, owner: Owner) -> tuple[str, ...]:
+        """Return a sentence for each thing that is wrong with an owner's sessions beside their turns.
+
+        Removals and restorings that broke off are found by it, which no list shows; those that go on are named too.
+
+        Raises:
+            StoreFailed: the store could not be read.
+        """
+        found = list(await self._run(lambda budget: self._check.owner(budget, owner)))
+        for session_id in await self._run_long(lambda budget: self._archive.named(budget, owner)):
+            found += await self._run_long(partial(self._check.session, owner=owner, session_id=session_id))
+        return tuple(found)
 
     def close(self) -> None:
         """Wait for what runs and close the connections."""

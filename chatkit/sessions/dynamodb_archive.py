@@ -1,24 +1,23 @@
-"""What is kept in a DynamoDB table, for those who keep it: lists, whole sessions, removing and restoring them.
-
-A session's own item says `closing` from the beginning of its removal to the end, and `restoring` likewise: nobody reads
-or writes such a session, the index by owner still names it, and whoever runs the work again finds it.
-"""
+"""What is kept in a DynamoDB table, for those who keep it: lists, whole sessions, removing and restoring them."""
 
 import itertools
 import logging
 import math
+import secrets
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from chatkit.errors import Conflict, InvalidRequest, TooLarge
 from chatkit.protocols import SessionHead, SessionList
-from chatkit.sessions import conditions, items
+from chatkit.sessions import conditions, items, records
 from chatkit.sessions.attributes import encode_item, expressions, size_of
 from chatkit.sessions.budget import Budget
 from chatkit.sessions.conditions import CLOSING, RESTORING
 from chatkit.sessions.connection import ConditionFailed
 from chatkit.sessions.dynamodb_turns import MAX_ITEM
-from chatkit.sessions.table import ACTIONS, INDEX, Table
+from chatkit.sessions.dynamodb_work import Lost, Work
+from chatkit.sessions.table import INDEX, Table
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
@@ -26,12 +25,6 @@ Item = dict[str, Any]
 
 # The highest number that `items.turn_key` has digits for.
 _LAST_SEQ = 9_999_999_999
-# What a removal writes first. One that is not there is written, so that nobody opens a session between what lies there;
-# one that would expire does not, for it is needed until the end.
-_CLOSE = (
-    "SET #state = :closing, #owner = :owner, #version = if_not_exists(#version, :none), "
-    "#created_at = if_not_exists(#created_at, :now) REMOVE #expires_at"
-)
 _MAY_RESTORE = f"{conditions.NO_SESSION} OR #state = :restoring"
 
 
@@ -61,10 +54,8 @@ class Archive:
             for partition, item in self._table.heads(budget, partitions, items.META).items():
                 if conditions.is_gone(item, now):
                     continue
-                try:
-                    yield items.head_of(partition, item)
-                except (KeyError, ValueError, TypeError):
-                    log.error("entry %s of a session is damaged and left out", items.META)
+                ends = conditions.ends_of(item)
+                yield records.read_head(partition, item, item.get("created_at"), None if ends == math.inf else ends)
 
     def page(self, budget: Budget, owner: Owner, session_id: str, limit: int, after: int) -> tuple[Turn, ...]:
         """Return turns, oldest first; see protocols.SessionArchive."""
@@ -92,42 +83,32 @@ class Archive:
             None where there was nothing of it; else whether it was a session that had not expired.
         """
         partition = items.session_key(owner, session_id)
-        known = expressions(keys="#pk = :pk", projection="#sk, #expires_at", pk=partition)
+        first = found = self._last(budget, partition)
+        if first is None:
+            return None
+        was_kept = first["sk"] == items.META and conditions.ends_of(first) > self._clock()
+        work = Work(self._table, budget, owner, session_id, CLOSING, secrets.token_hex(8))
+        while found is not None:
+            if found.get("state") == CLOSING and isinstance(found.get("work"), str):
+                replace(work, work=found["work"]).remove()
+                break
+            if found.get("created_at") != first.get("created_at"):
+                break  # somebody else has removed what was there, and another session has the name
+            if work.close(found, self._clock()):
+                work.remove()
+                break
+            budget.pause()
+            found = self._last(budget, partition)
+        return was_kept
+
+    def _last(self, budget: Budget, partition: str) -> Item | None:
+        """Return what the removal of a session asks of its own item, or of its newest turn where that is missing."""
+        wanted = "#sk, #expires_at, #created_at, #state, #work"
+        known = expressions(keys="#pk = :pk", projection=wanted, pk=partition)
         rows, _ = self._table.page(budget, Limit=1, ScanIndexForward=False, ConsistentRead=True, **known)
         if not rows:
             return None
-        was_kept = rows[0]["sk"] == items.META and conditions.ends_of(rows[0]) > self._clock()
-        values = {"closing": CLOSING, "owner": items.owner_key(owner), "none": 0, "now": round(self._clock(), 3)}
-        self._table.update(budget, partition, items.META, update=_CLOSE, **values)
-        self._clear(budget, owner, session_id)
-        try:
-            self._table.delete(budget, partition, items.META, condition="#state = :closing", closing=CLOSING)
-        except ConditionFailed:
-            log.debug("a session was removed by two at once")
-        return was_kept
-
-    def _clear(self, budget: Budget, owner: Owner, session_id: str) -> None:
-        """Remove the requests of a session, then its turns: a turn tells its request, so it goes after it."""
-        partition = items.session_key(owner, session_id)
-        turns = expressions(
-            keys="#pk = :pk AND #sk < :meta", projection="#sk, #request_id", pk=partition, meta=items.META
-        )
-        rows = list(self._table.query(budget, ConsistentRead=True, **turns))
-        self._forget(budget, owner, session_id, [str(row["request_id"]) for row in rows if "request_id" in row])
-        self._table.remove(budget, partition, [str(row["sk"]) for row in rows])
-
-    def _forget(self, budget: Budget, owner: Owner, session_id: str, requests: list[str]) -> None:
-        """Remove what these request ids stand for; one that is another session's by now stays."""
-        mine = "attribute_not_exists(#pk) OR #session_id = :session"
-        left = list(dict.fromkeys(requests))
-        while left:
-            part, left = left[:ACTIONS], left[ACTIONS:]
-            keys = [items.request_key(owner, request) for request in part]
-            others = self._table.transact(
-                budget, (self._table.drop(key, items.REQUEST, mine, session=session_id) for key in keys)
-            )
-            if others:  # nothing of this part is removed
-                left = [request for at, request in enumerate(part) if at not in others] + left
+        return rows[0] if rows[0]["sk"] == items.META else {"sk": rows[0]["sk"]}
 
     def shut_out(self, budget: Budget, owner: Owner, seconds: float) -> None:
         """Take nothing of an owner for so long; 0 takes the mark away."""
@@ -158,46 +139,27 @@ class Archive:
         rows = {items.turn_key(turn.seq): items.restored(turn, ends) for turn in turns}
         _check_sizes(partition, rows)
         requests = _requests(session_id, turns, ends, now)
-        opened = {"version": 0, "created_at": turns[0].created_at, "owner": items.owner_key(owner), "state": RESTORING}
+        work = Work(self._table, budget, owner, session_id, RESTORING, secrets.token_hex(8))
+        opened = {"version": 0, "created_at": turns[0].created_at, "owner": items.owner_key(owner)} | work.mark
         opened |= {} if ends is None else {"expires_at": ends}
         try:
             values = {"condition": _MAY_RESTORE, "restoring": RESTORING, "now": now}
             self._table.write(budget, partition, items.META, opened, **values)
         except ConditionFailed:
             raise items.session_is_there(session_id) from None
-        self._clear(budget, owner, session_id)  # what a try that broke off, or a session that has expired, left there
-        self._table.fill(budget, partition, rows)
         try:
-            self._remember(budget, owner, session_id, requests, now)
-        except Conflict:
-            self.delete(budget, owner, session_id)
-            raise
-        self._complete(budget, partition, session_id, len(turns))
-
-    def _complete(self, budget: Budget, partition: str, session_id: str, version: int) -> None:
-        """Open a session that has been restored."""
-        values = {"condition": "#state = :restoring", "restoring": RESTORING, "version": version}
-        try:
-            self._table.update(budget, partition, items.META, update="SET #version = :version REMOVE #state", **values)
-        except ConditionFailed:  # as after an own update too whose answer was lost
-            head = self._table.get(budget, partition, items.META) or {"state": None}
-            if "state" in head or head.get("version") != version:
-                raise Conflict(f"session {session_id!r} was removed while it was restored") from None
-
-    def _remember(self, budget: Budget, owner: Owner, session_id: str, requests: dict[str, Item], now: float) -> None:
-        """Write the requests that are still known, unless one of them is another turn's."""
-        rows = list(requests.items())
-        for start in range(0, len(rows), ACTIONS):
-            part = rows[start : start + ACTIONS]
-            failed = self._table.transact(
-                budget,
-                (
-                    self._table.put(items.request_key(owner, name), items.REQUEST, row, conditions.ABSENT, now=now)
-                    for name, row in part
-                ),
-            )
-            for at in failed:
-                raise _other_request(part[at][0], session_id)
+            work.clear()  # what a try that broke off, or a session that has expired, left there
+            work.fill(rows)
+            taken = work.remember(requests, now)
+            if taken is None:
+                work.complete(len(turns))
+        except Lost:
+            raise Conflict(
+                f"session {session_id!r} was removed, or restored by somebody else, while it was restored"
+            ) from None
+        if taken is not None:
+            work.undo()
+            raise _other_request(taken, session_id)
 
 
 def _requests(session_id: str, turns: Sequence[Turn], expires_at: int | None, now: float) -> dict[str, Item]:

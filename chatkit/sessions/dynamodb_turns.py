@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 import secrets
 import threading
 from collections.abc import Callable
@@ -57,7 +58,10 @@ class Turns:
             for turn in filter(None, (conditions.turn_in(row, head, now) for row in rows)):
                 newest.take(turn)
             if newest.full or last is None:
-                return newest.conversation(head.get("expires_at"))
+                ends = conditions.ends_of(head)
+                opened = conditions.opened_in(head)
+                return newest.conversation(None if ends == math.inf else ends, head.get("version"), opened)
+            asked.pop("Limit", None)  # hidden turns may be many, and an answer holds 1 MB
             rows, last = self._table.page(budget, **asked, ExclusiveStartKey=_after(last, head))
 
     def accept(self, budget: Budget, turn: NewTurn) -> Accepted:
@@ -82,8 +86,8 @@ class Turns:
             request = self._table.get(budget, items.request_key(turn.owner, turn.request_id), items.REQUEST)
             if request is not None and not conditions.is_gone(request, self._clock()):
                 return self._accept_again(budget, turn, request)
-        elif turn.after or turn.opens_session or not turn.session_id.startswith("s-"):
-            return Head(turn.after, turn.expires_at)
+        elif turn.after or (turn.opened_at is None and (turn.opens_session or not turn.session_id.startswith("s-"))):
+            return Head(turn.after, turn.expires_at, turn.opened_at)
         return self._as_found(turn, self._table.get(budget, items.session_key(turn.owner, turn.session_id), items.META))
 
     def _as_found(self, turn: NewTurn, item: Item | None) -> Head:
@@ -94,8 +98,7 @@ class Turns:
             items.check_may_open(turn)
             return Head(0)
         head = conditions.head_in(item)
-        if turn.expires_at is not None and turn.expires_at != head.expires_at:
-            raise items.unknown_session(turn.session_id)  # the one that was loaded is gone, another has its name
+        items.check_as_loaded(turn, head.version, head.expires_at, head.opened_at)
         return head
 
     def _accept_after(self, budget: Budget, turn: NewTurn, head: Head) -> Accepted | Head:
@@ -149,7 +152,7 @@ class Turns:
             head = self._table.get(budget, partition, items.META)
             now = self._clock()
             if item is None or head is None or conditions.is_gone(item, now) or conditions.is_gone(head, now):
-                raise items.removed_session(session_id)
+                raise items.removed_session(turn.request_id)
             if not conditions.is_sound(item):
                 raise conditions.damaged(key, "send a new request_id")
             stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))

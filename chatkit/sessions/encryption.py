@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from chatkit.conversation import Conversation
 from chatkit.errors import ConfigError, Conflict, InvalidRequest, NotFound, StoreFailed, TooLarge
 from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionList, SessionStore, Ticket
-from chatkit.sessions import items, sealing
+from chatkit.sessions import items, sealing, whole
 from chatkit.sessions.attributes import size_of
 from chatkit.sessions.session_keys import KeyRing, WrappedKey
 from chatkit.types import FinishReason, Owner, Turn
@@ -184,7 +184,7 @@ class EncryptedStore:
         Raises:
             TooLarge: a turn is more than is stored of one when it is encrypted.
         """
-        items.check_restorable(session_id, turns)
+        whole.check_restorable(session_id, turns)
         for turn in turns:
             _check_message(turn.user, f"the message of turn {turn.seq} of session {session_id!r}")
         opening = NewTurn(owner, session_id, "", "", 0, opens_session=True)
@@ -205,6 +205,12 @@ class EncryptedStore:
         """Return what the other store finds wrong with its file; nothing where it has none."""
         check = getattr(self._store, "check", None)
         found: tuple[str, ...] = () if check is None else await check()
+        return found
+
+    async def check_owner(self, owner: Owner) -> tuple[str, ...]:
+        """Return what the other store finds wrong with an owner's sessions; nothing where it has no such check."""
+        check = getattr(self._store, "check_owner", None)
+        found: tuple[str, ...] = () if check is None else await check(owner)
         return found
 
     def close(self) -> None:
@@ -281,7 +287,7 @@ class EncryptedStore:
         if accepted.repeat is not None:
             turns = await self._unsealed(turn.owner, accepted.session_id, (accepted.repeat,))
             if turns is None:
-                raise items.removed_session(accepted.session_id)
+                raise items.removed_session(turn.request_id)
             if not turns:
                 raise StoreFailed(f"the turn of request_id {turn.request_id!r} is damaged; send a new request_id")
             return replace(accepted, repeat=turns[0])
@@ -309,9 +315,9 @@ class EncryptedStore:
         if _is_sealed_item(was, other.item["user_length"]):
             kept, key = await self._run(self._keys.fresh, turn.owner, other.session_id)
             if kept is None or key is None:
-                raise items.removed_session(other.session_id) from None
+                raise items.removed_session(turn.request_id) from None
             wrapped, text = kept.wrapped, sealing.sealed_message(key, turn.user, turn.request_id)
-        if text != was or not (turn.opens_session or turn.session_id == other.session_id):
+        if text != was or not items.is_same_session(turn, other.session_id, other.item):
             raise other
         # It must not open a session: its text is in the form of this one.
         same = replace(turn, user=text, session_id=other.session_id, opens_session=False, after=int(other.item["seq"]))

@@ -13,11 +13,11 @@ import base64
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
+from chatkit import session_lines
 from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
 from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
@@ -28,7 +28,7 @@ OWNER = "O"
 # A pending turn is taken for aborted when its lease has not been renewed for this long. Seconds; DESIGN §2.9.
 LEASE_S = 15.0
 # A request id is known for this long. Seconds; DESIGN §2.9.
-REQUEST_S = 7 * 86400.0
+REQUEST_S = session_lines.REQUEST_S
 # A message may have this much of the 400 KiB that DynamoDB takes of an item; the rest is for answer and sources. The
 # same for every store, so that a session can move from one to another. Bytes of UTF-8.
 MAX_MESSAGE = 256 * 1024
@@ -44,8 +44,9 @@ class OtherMessage(Conflict):
         session_id, item: where it was used, and the turn's item there.
     """
 
-    def __init__(self, request_id: str, session_id: str, item: dict[str, Any]) -> None:
-        super().__init__(f"request_id {request_id!r} was used for another message; send a new one")
+    def __init__(self, turn: NewTurn, session_id: str, item: dict[str, Any]) -> None:
+        refused = ", or for one that was refused" if turn.opens_session else ""
+        super().__init__(f"request_id {turn.request_id!r} was used for another message{refused}; send a new one")
         self.session_id = session_id
         self.item = item
 
@@ -208,7 +209,20 @@ def check_may_open(turn: NewTurn) -> None:
     Raises:
         NotFound: naming the session.
     """
-    if turn.after or (turn.session_id.startswith("s-") and not turn.opens_session):
+    server_made = turn.session_id.startswith("s-") and not turn.opens_session
+    if turn.after or turn.opened_at is not None or server_made:
+        raise unknown_session(turn.session_id)
+
+
+def check_as_loaded(turn: NewTurn, version: int, expires_at: float | None, opened_at: object) -> None:
+    """Refuse a turn for a session that is gone and whose name another one has by now.
+
+    Raises:
+        NotFound: naming the session.
+    """
+    other_end = turn.expires_at is not None and turn.expires_at != expires_at
+    other = turn.opened_at is not None and turn.opened_at != opened_at
+    if other_end or other or turn.after > version:
         raise unknown_session(turn.session_id)
 
 
@@ -240,33 +254,14 @@ def shut_out(until: float) -> Conflict:
     return Conflict(f"everything of this owner is being removed; nothing new is taken before {moment}")
 
 
-def check_restorable(session_id: str, turns: Sequence[Turn]) -> None:
-    """Refuse what cannot be a whole session.
-
-    Raises:
-        InvalidRequest: naming the turn that is wrong.
-    """
-    if not turns:
-        raise InvalidRequest(f"session {session_id!r} has no turns, expected at least one")
-    for seq, turn in enumerate(turns, start=1):
-        if turn.seq != seq:
-            raise InvalidRequest(f"session {session_id!r} has turn {turn.seq} in place of {seq}, expected all in order")
-        if turn.status == "pending":
-            raise InvalidRequest(f"turn {seq} of session {session_id!r} is pending, expected one that has ended")
-        if turn.replaces is not None and not 1 <= turn.replaces < seq:
-            raise InvalidRequest(
-                f"turn {seq} of session {session_id!r} replaces {turn.replaces}, expected an older one"
-            )
-
-
 def session_is_there(session_id: str) -> Conflict:
     """Return the error for a session that is to be restored where there is one."""
     return Conflict(f"session {session_id!r} is there already; remove it first, or restore it under another owner")
 
 
-def removed_session(session_id: str) -> NotFound:
-    """Return the error for a repeat of a request whose session is gone."""
-    return NotFound(f"session {session_id!r} does not exist any more; send a new request_id")
+def removed_session(request_id: str) -> NotFound:
+    """Return the error for a repeat of a request whose session is gone; its id is not told to whoever named none."""
+    return NotFound(f"the session of request_id {request_id!r} does not exist any more; send a new request_id")
 
 
 def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
@@ -306,21 +301,39 @@ def answer_again(turn: NewTurn, session_id: str, item: dict[str, Any], *, expire
 def check_same_request(turn: NewTurn, session_id: str, found: dict[str, Any]) -> None:
     """Refuse a request id that was used for another message or session.
 
+    Of a blocked turn only the length of the message is known, which anybody can guess. So it is known again to a
+    request that names the session, and not to one that would be told the session's id by it.
+
     Raises:
         OtherMessage: naming the id.
     """
-    same_session = turn.opens_session or turn.session_id == session_id
-    same_text = not found["user"] or found["user"] == turn.user  # of a blocked one only the length is known
-    same_place = found.get("replaces") == turn.replaces
-    if not (same_session and same_text and same_place and found["user_length"] == turn.user_length):
-        raise OtherMessage(turn.request_id, session_id, found)
+    blocked = found.get("status") == "blocked"
+    same_text = not turn.opens_session if blocked else found["user"] == turn.user
+    same_place = is_same_session(turn, session_id, found) and found.get("replaces") == turn.replaces
+    if not (same_place and same_text and found["user_length"] == turn.user_length):
+        raise OtherMessage(turn, session_id, found)
+
+
+def is_same_session(turn: NewTurn, session_id: str, found: dict[str, Any]) -> bool:
+    """Whether a turn names the session in which its request id was used, or opened that one when it was first sent.
+
+    The first turn of a session with an id of the server's own is of a request that named none: `check_may_open`.
+    """
+    if turn.opens_session:
+        return session_id.startswith("s-") and bool(found.get("seq") == 1)
+    return turn.session_id == session_id
 
 
 def head_of(partition: str, item: dict[str, Any]) -> SessionHead:
-    """Return the row of a list that a session's own item holds."""
-    return SessionHead(
-        session_id_of(partition), int(item["version"]), float(item["created_at"]), item.get("expires_at")
-    )
+    """Return the row of a list that a session's own item holds.
+
+    Raises:
+        ValueError, KeyError: it is damaged.
+    """
+    version, created_at, ends = item["version"], item["created_at"], item.get("expires_at", math.inf)
+    if type(version) is not int or not all(type(moment) in (int, float) for moment in (created_at, ends)):
+        raise ValueError("something else than numbers")
+    return SessionHead(session_id_of(partition), version, float(created_at), None if ends == math.inf else ends)
 
 
 def cursor_of(owner: Owner, last: SessionHead) -> str:

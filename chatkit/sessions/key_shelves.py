@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit.errors import ConfigError, StoreFailed
+from chatkit.sessions import sqlite_file
 from chatkit.sessions.attributes import expressions
 from chatkit.sessions.budget import Budget
 from chatkit.sessions.connection import ConditionFailed, code_of
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # Another process may hold the write lock for a commit or a checkpoint; longer is a fault. Milliseconds.
 _BUSY_MS = 5000
+# A log that could not be emptied is tried again at each so many-th write.
+_EMPTIED_EVERY = 16
 # What a call may take in all, seconds; removing everything of an owner takes many.
 _BUDGET_S, _CLEAR_S = 4.0, 600.0
 _SCHEMA = """
@@ -47,6 +50,7 @@ class SQLiteKeys:
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
+        self._left = 0  # writes until the log is to be emptied once more; 0 where it is empty of what was removed
         try:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,10 @@ class SQLiteKeys:
                     "UPDATE keys SET wrapped = ?, expires = ? WHERE owner = ? AND session = ? AND wrapped = ?",
                     (new.wrapped, new.expires_at, *place),
                 )
+            if self._left:
+                self._left -= 1
+                if not self._left:
+                    self._empty_log(connection)
 
     def put(self, owner: str, session: str, new: WrappedKey) -> None:
         """Put a mark in the place of whatever is kept, the bytes in the file included."""
@@ -111,14 +119,17 @@ class SQLiteKeys:
             raise StoreFailed("the keys of sessions did not answer; send the request again later") from error
 
     def _empty_log(self, connection: sqlite3.Connection) -> None:
-        if connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        self._left = _EMPTIED_EVERY
+        if sqlite_file.empty_log(connection):
+            self._left = 0
+        else:
             log.warning("the write-ahead log of %s is in use, a forgotten key stays in it for now", self._file)
 
 
 def _open(file: Path | str) -> sqlite3.Connection:
     connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
     try:
-        _log_ahead(connection)
+        sqlite_file.log_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = ON")  # what is removed or replaced is overwritten with zeros
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
@@ -126,19 +137,6 @@ def _open(file: Path | str) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _log_ahead(connection: sqlite3.Connection) -> None:
-    """Put a file into write-ahead mode; SQLite does not wait for another process that is doing so."""
-    until = time.monotonic() + _BUSY_MS / 1000
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-        time.sleep(0.01)
 
 
 class DynamoDBKeys:

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from chatkit.conversation import Conversation, Newest
-from chatkit.errors import Conflict, InvalidRequest
-from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
-from chatkit.sessions import items
+from chatkit.errors import Conflict, InvalidRequest, StoreFailed
+from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, Ticket
+from chatkit.sessions import items, whole
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
 Item = dict[str, Any]
+
+# What stands for a session's own item that cannot be read. Its turns still can.
+_DAMAGED: Item = {}
 
 
 class Records(Protocol):
@@ -53,14 +56,15 @@ def load(records: Records, owner: Owner, session_id: str, limit: int, now: float
         if session_id.startswith("s-"):
             raise items.unknown_session(session_id)
         return Conversation()
-    newest = Newest(limit)
+    newest, ends = Newest(limit), None if head is None else head.get("expires_at")
     for key, item in rows:
         if newest.full:
             break
         turn = read_turn(key, item, now)
         if turn is not None:
             newest.take(turn)
-    return newest.conversation((head or {}).get("expires_at"))
+            ends = ends if head is not None else (item or {}).get("expires_at")  # the same in every item
+    return newest.conversation(ends, (head or {}).get("version"), (head or {}).get("created_at"))
 
 
 def accept(records: Records, turn: NewTurn, now: float, retention_s: float | None) -> Accepted:
@@ -78,6 +82,8 @@ def accept(records: Records, turn: NewTurn, now: float, retention_s: float | Non
         items.check_may_open(turn)
         records.drop(partition)  # what one that has expired left behind
         head = items.new_head(now, retention_s)
+    else:
+        items.check_as_loaded(turn, int(head["version"]), head.get("expires_at"), head.get("created_at"))
     seq, expires_at = int(head["version"]) + 1, head.get("expires_at")
     items.check_replaces(turn, seq - 1)
     records.put(partition, items.META, head | {"version": seq})
@@ -93,7 +99,7 @@ def _accept_again(records: Records, turn: NewTurn, request: Item, now: float) ->
     partition, key = items.session_key(turn.owner, session_id), items.turn_key(seq)
     head, item = records.get(partition, items.META), records.get(partition, key)
     if item is None or head is None or items.is_gone(head, now):
-        raise items.removed_session(session_id)
+        raise items.removed_session(turn.request_id)
     stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
     if stored.status != "aborted":
         return Accepted(session_id, repeat=stored)
@@ -130,7 +136,7 @@ def _owned(records: Records, ticket: Ticket, now: float) -> Item:
 def page(records: Records, owner: Owner, session_id: str, limit: int, after: int, now: float) -> tuple[Turn, ...]:
     """Return turns, oldest first; see protocols.SessionArchive."""
     partition = items.session_key(owner, session_id)
-    head = records.get(partition, items.META)
+    head = _head(records, partition)
     if head is None or items.is_gone(head, now):
         raise items.unknown_session(session_id)
     turns: list[Turn] = []
@@ -138,19 +144,36 @@ def page(records: Records, owner: Owner, session_id: str, limit: int, after: int
         if key == items.META or len(turns) == limit:
             break
         turn = read_turn(key, item, now)
-        if turn is not None:
+        if turn is not None and not (head == _DAMAGED and _has_ended(item, now)):
             turns.append(turn)
     return tuple(turns)
+
+
+def _head(records: Records, partition: str) -> Item | None:
+    try:
+        return records.get(partition, items.META)
+    except StoreFailed:
+        return _DAMAGED
+
+
+def _has_ended(item: Item | None, now: float) -> bool:
+    """Whether a turn says that its session has ended, where the session itself cannot say it."""
+    ends = (item or {}).get("expires_at")
+    return isinstance(ends, int | float) and ends <= now
 
 
 def delete(records: Records, owner: Owner, session_id: str) -> None:
     """Remove a session with its request ids; see protocols.SessionArchive."""
     partition = items.session_key(owner, session_id)
     for key, item in records.rows(partition):
-        if key == items.META or item is None or "request_id" not in item:
+        request_id = None if key == items.META or item is None else item.get("request_id")
+        if not isinstance(request_id, str):
             continue
-        request_key = items.request_key(owner, item["request_id"])
-        request = records.get(request_key, items.REQUEST)
+        request_key = items.request_key(owner, request_id)
+        try:
+            request = records.get(request_key, items.REQUEST)
+        except StoreFailed:  # a damaged one is of no use to another session, and must not keep this one
+            request = {"session_id": session_id}
         if request is not None and request["session_id"] == session_id:  # the id may be another session's by now
             records.drop(request_key)
     records.drop(partition)
@@ -160,7 +183,7 @@ def restore(
     records: Records, owner: Owner, session_id: str, turns: Sequence[Turn], expires_at: float | None, now: float
 ) -> None:
     """Write a session as `page` gave it; see protocols.SessionArchive."""
-    items.check_restorable(session_id, turns)
+    whole.check_restorable(session_id, turns)
     if expires_at is not None and expires_at <= now:
         raise InvalidRequest(f"session {session_id!r} has expired, expected one that is still kept")
     partition = items.session_key(owner, session_id)
@@ -180,6 +203,22 @@ def restore(
         if known is not None and not items.is_gone(known, now):
             raise Conflict(f"request_id {turn.request_id!r} of session {session_id!r} is another turn's here")
         records.put(request_key, items.REQUEST, request)
+
+
+def read_head(partition: str, item: Item | None, created_at: object, expires_at: float | None) -> SessionHead:
+    """Return the row of a list that a session's own item holds; one that is marked for a damaged item.
+
+    Args:
+        created_at, expires_at: what is known of these beside the item.
+    """
+    try:
+        if item is not None:
+            return items.head_of(partition, item)
+    except (ValueError, KeyError):
+        pass
+    log.error("entry %s of a session is damaged; the session is listed without the number of its turns", items.META)
+    opened = float(created_at) if isinstance(created_at, int | float) else 0.0
+    return SessionHead(items.session_id_of(partition), 0, opened, expires_at, damaged=True)
 
 
 def read_turn(key: str, item: Item | None, now: float) -> Turn | None:

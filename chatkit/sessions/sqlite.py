@@ -25,6 +25,8 @@ T = TypeVar("T")
 # Sixteen turns add no more than 33 rows, so the file stops growing.
 _SWEPT_ROWS = 64
 _SWEPT_EVERY = 16
+# A log that a reader kept from being emptied is tried again at each so many-th write.
+_EMPTIED_EVERY = 16
 
 
 class SQLiteStore:
@@ -48,6 +50,7 @@ class SQLiteStore:
         except (sqlite3.Error, OSError) as error:
             step = sqlite_file.next_step(error)
             raise StoreFailed(f"the session store {str(file)!r} cannot be opened: {error}; {step}") from error
+        self._writes, self._unemptied = 0, False
         self._rows, self._rows_read = sqlite_rows.Rows(self._write), sqlite_rows.Rows(self._read)
 
     async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
@@ -138,7 +141,8 @@ class SQLiteStore:
                 if self._write.in_transaction:
                     self._write.execute("ROLLBACK")
                 raise
-            if erases:
+            self._writes += 1
+            if erases or (self._unemptied and self._writes % _EMPTIED_EVERY == 0):
                 self._empty_log()
             return result
 
@@ -172,28 +176,19 @@ class SQLiteStore:
 
     def _sessions(self, owner: Owner, limit: int, opened: float, session_id: str) -> SessionList:
         found: list[SessionHead] = []
-        for partition, item in sqlite_rows.heads(self._read, owner, opened, session_id):
-            if item is not None and items.is_gone(item, self._clock()):
+        for partition, item, opened_at, expires in sqlite_rows.heads(self._read, owner, opened, session_id):
+            if expires is not None and expires <= self._clock():
                 continue
             if len(found) == limit:
                 return SessionList(tuple(found), items.cursor_of(owner, found[-1]))
-            head = _head(partition, item)
-            if head is not None:
-                found.append(head)
+            found.append(records.read_head(partition, item, opened_at, expires))
         return SessionList(tuple(found))
 
     def _empty_log(self) -> None:
-        """Write the log into the file: it still has the pages as they were. A reader that stays leaves it to later."""
-        if self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+        """Write the log into the file: it still has the pages as they were. A reader that stays leaves it to later.
+
+        Waiting for that one would keep every writer of every process waiting too.
+        """
+        self._unemptied = not sqlite_file.empty_log(self._write)
+        if self._unemptied:
             log.warning("the write-ahead log of %s is in use, what was removed stays in it for now", self._file)
-
-
-def _head(partition: str, item: records.Item | None) -> SessionHead | None:
-    """Return the row of a list, None for a damaged one."""
-    try:
-        if item is not None:
-            return items.head_of(partition, item)
-    except (ValueError, KeyError, TypeError):
-        pass
-    log.error("entry %s of a session is damaged and left out", items.META)
-    return None

@@ -3,11 +3,14 @@
 import itertools
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from chatkit.sessions import items
+from chatkit.session_lines import Repeats
+from chatkit.sessions import items, whole
 from chatkit.sessions.sqlite_rows import item_of
+from chatkit.types import Turn
 
 # A file that is damaged throughout is not listed to its end.
 MOST = 1000
@@ -17,6 +20,9 @@ SELECT s.id, o.name, s.name, CAST(s.body AS BLOB), t.seq, CAST(t.body AS BLOB)
 FROM sessions s LEFT JOIN owners o ON o.id = s.owner LEFT JOIN turns t ON t.session = s.id
 WHERE s.expires IS NULL OR s.expires > ?
 ORDER BY s.id, t.seq
+"""
+_REQUEST_OF = """
+SELECT r.session, r.seq FROM owners o JOIN requests r ON r.owner = o.id WHERE o.name = ? AND r.name = ?
 """
 _LOST_TURNS = "SELECT session, count(*) FROM turns WHERE session NOT IN (SELECT id FROM sessions) GROUP BY session"
 _REQUESTS = """
@@ -58,8 +64,8 @@ def _page_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
 def _turns_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
     rows = connection.execute(_SESSIONS, (now,))
     for (_, owner, name, body), turns in itertools.groupby(rows, lambda row: row[:4]):
-        place = f"session {items.session_id_of(f'#{name}')!r} of {_owner(owner)}"
-        yield from _session_faults(place, item_of(body), ((seq, text) for *_, seq, text in turns if seq is not None))
+        session = _Session(connection, now, owner, str(name))
+        yield from session.faults(item_of(body), ((seq, text) for *_, seq, text in turns if seq is not None))
     for session, count in connection.execute(_LOST_TURNS):
         yield f"{count} turns are in no session; the number of theirs was {session}"
 
@@ -69,26 +75,75 @@ def _requests_faults(connection: sqlite3.Connection, now: float) -> Iterator[str
         yield from _request_faults(connection, owner, name, session, seq)
 
 
-def _session_faults(place: str, head: dict[str, Any] | None, turns: Iterator[tuple[int, bytes]]) -> Iterator[str]:
-    newest = 0
-    for seq, body in turns:
-        if seq == newest + 2:
-            yield f"{place} has no turn {newest + 1}"
-        elif seq != newest + 1:
-            yield f"{place} has no turns {newest + 1} to {seq - 1}"
-        newest = seq
-        yield from _turn_faults(f"turn {seq} of {place}", seq, item_of(body))
-    if head is None or not isinstance(head.get("version"), int) or not isinstance(head.get("created_at"), int | float):
-        yield f"the own entry of {place} cannot be read"
-    elif head["version"] != newest:
-        yield f"{place} counts {head['version']} turns, and its newest is {newest}"
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """One session as it is named in the file."""
+
+    connection: sqlite3.Connection
+    now: float
+    owner: str | None
+    name: str
+
+    @property
+    def session_id(self) -> str:
+        return items.session_id_of(f"#{self.name}")
+
+    @property
+    def place(self) -> str:
+        return f"session {self.session_id!r} of {_owner(self.owner)}"
+
+    def faults(self, head: dict[str, Any] | None, turns: Iterator[tuple[int, bytes]]) -> Iterator[str]:
+        """Say what is wrong with its turns, and then with its own entry."""
+        newest, repeats = 0, Repeats()
+        for seq, body in turns:
+            if seq == newest + 2:
+                yield f"{self.place} has no turn {newest + 1}"
+            elif seq != newest + 1:
+                yield f"{self.place} has no turns {newest + 1} to {seq - 1}"
+            newest = seq
+            turn = _turn(item_of(body))
+            yield from _turn_faults(f"turn {seq} of {self.place}", seq, turn)
+            if turn is None or turn.seq != seq:
+                continue
+            before = repeats.before(turn)
+            if before is not None:
+                yield f"turns {before} and {seq} of {self.place} have one request id"
+            if whole.is_remembered(turn, self.now):
+                yield from self._request_faults(turn)
+        if (
+            head is None
+            or not isinstance(head.get("version"), int)
+            or not isinstance(head.get("created_at"), int | float)
+        ):
+            yield f"the own entry of {self.place} cannot be read"
+        elif head["version"] != newest:
+            yield f"{self.place} counts {head['version']} turns, and its newest is {newest}"
+
+    def _request_faults(self, turn: Turn) -> Iterator[str]:
+        """Say what a repeat of a turn's request would not find; an entry that is wrong in itself is not said here."""
+        name = quote(turn.request_id, safe="")
+        row = self.connection.execute(_REQUEST_OF, (self.owner, name)).fetchone()
+        if row is None:
+            yield f"turn {turn.seq} of {self.place} has lost its request {turn.request_id!r}"
+            return
+        session, seq = row
+        if session in (None, self.session_id):
+            return
+        found = self.connection.execute(_POINTED_AT, (self.owner, quote(str(session), safe=""), seq)).fetchone()
+        other = None if found is None else _turn(item_of(found[0]))
+        if other is not None and other.request_id == turn.request_id:
+            yield f"turn {turn.seq} of {self.place} and turn {seq} of session {session!r} have one request id"
 
 
-def _turn_faults(place: str, seq: int, item: dict[str, Any] | None) -> Iterator[str]:
+def _turn(item: dict[str, Any] | None) -> Turn | None:
     try:
         turn = None if item is None else items.turn_of(item, expired=False)
     except (ValueError, KeyError, TypeError):
-        turn = None
+        return None
+    return turn if turn is not None and isinstance(turn.request_id, str) else None
+
+
+def _turn_faults(place: str, seq: int, turn: Turn | None) -> Iterator[str]:
     if turn is None:
         yield f"{place} cannot be read"
     elif turn.seq != seq:

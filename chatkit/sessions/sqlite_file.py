@@ -7,15 +7,21 @@ written once: owners, sessions of an owner, turns of a session by their number, 
 import errno
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from chatkit.errors import StoreFailed
 from chatkit.sessions import items
 
+T = TypeVar("T")
+
 SCHEMA_VERSION = 2
 # Another process may hold the write lock for a commit or a checkpoint; longer is a fault. Milliseconds.
 _BUSY_MS = 5000
+# Emptying the log needs the file without readers, and holds up writers while it waits for that. Milliseconds.
+_EMPTYING_MS = 50
 # Another process may be rewriting an old file, some minutes for a very large one. Milliseconds.
 _MIGRATION_MS = 1_800_000
 # Turns of a page or a text are rows of 1 to 2 KB. On pages of 4 KiB a sixth is left empty behind them, on these half
@@ -85,7 +91,7 @@ def open_file(file: Path) -> sqlite3.Connection:
     """
     connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
     try:
-        version = _version(connection, file)
+        version = waited(lambda: _version_now(connection, file))
         if version == 0:
             connection.execute(f"PRAGMA page_size = {_PAGE}")
         _prepare(connection)
@@ -114,11 +120,50 @@ def next_step(error: Exception) -> str:
     return "check its folder"
 
 
+def log_ahead(connection: sqlite3.Connection) -> None:
+    """Put a file into write-ahead mode; one that another process is putting there is waited for."""
+    waited(lambda: connection.execute("PRAGMA journal_mode = WAL"))
+
+
+def waited(work: Callable[[], T]) -> T:
+    """Run what SQLite refuses at once while another process makes the file, until it can be done."""
+    until = time.monotonic() + _BUSY_MS / 1000
+    while True:
+        try:
+            return work()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
+
+
+def empty_log(connection: sqlite3.Connection) -> bool:
+    """Write the log into the file and empty it: it still has what was removed. False while a reader keeps it.
+
+    Nobody writes meanwhile, so it does not wait as long as a writer does.
+    """
+    connection.execute(f"PRAGMA busy_timeout = {_EMPTYING_MS}")
+    try:
+        return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+
+
 def _prepare(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA journal_mode = WAL")
+    log_ahead(connection)
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_PAGES}")
     connection.execute("PRAGMA secure_delete = ON")  # what is removed or replaced is overwritten with zeros
+
+
+def _version_now(connection: sqlite3.Connection, file: Path) -> int:
+    """Return the format of a file at one moment, for another process may be making it."""
+    connection.execute("BEGIN")
+    try:
+        return _version(connection, file)
+    finally:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
 
 def _version(connection: sqlite3.Connection, file: Path) -> int:

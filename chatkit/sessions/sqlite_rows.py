@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatkit.errors import StoreFailed
-from chatkit.sessions import items
+from chatkit.sessions import conditions, items
 from chatkit.types import Owner
 
 Item = dict[str, Any]
@@ -23,9 +23,15 @@ _TIDY = (
     "AND NOT EXISTS (SELECT 1 FROM requests WHERE owner = ?1)"
 )
 _LIST = """
-SELECT s.name, CAST(s.body AS BLOB) FROM owners o JOIN sessions s ON s.owner = o.id
+SELECT s.name, CAST(s.body AS BLOB), s.opened, s.expires FROM owners o JOIN sessions s ON s.owner = o.id
 WHERE o.name = ?1 AND s.opened <= ?2 AND (s.opened, s.name) < (?2, ?3)
 ORDER BY s.opened DESC, s.name DESC
+"""
+# Those of an older file whose own item cannot be read come last, as if opened at the beginning of time.
+_LIST_UNDATED = """
+SELECT s.name, CAST(s.body AS BLOB), 0.0, s.expires FROM owners o JOIN sessions s ON s.owner = o.id
+WHERE o.name = ?1 AND s.opened IS NULL AND (0, s.name) < (?2, ?3)
+ORDER BY s.name DESC
 """
 _POINTER = ("session_id", "seq", "expires_at")
 
@@ -52,14 +58,15 @@ class Rows:
             item = None if row is None else _request(*row)
         elif key == items.META:
             row = self._one(f"SELECT CAST(body AS BLOB) FROM sessions WHERE owner = {_OWNER} AND name = ?", owner, name)
-            item = None if row is None else item_of(row[0])
-            item = item if item is not None and isinstance(item.get("version"), int) else None
+            item = None if row is None else _head_of(row[0])
         else:
             turn = f"SELECT CAST(body AS BLOB), lease FROM turns WHERE session = {_SESSION} AND seq = ?"
             row = self._one(turn, owner, name, _seq(key))
             item = None if row is None else item_of(*row)
+            item = item if item is not None and conditions.is_sound(item | {"sk": key}) else None
         if row is not None and item is None:
-            raise StoreFailed(f"the session store holds a damaged entry {key!r}; send a new request_id")
+            step = "start a new session" if key == items.META else "send a new request_id"
+            raise StoreFailed(f"the session store holds a damaged entry {key!r}; {step}")
         return item
 
     def put(self, partition: str, key: str, item: Item) -> None:
@@ -113,7 +120,7 @@ class Rows:
         if session is None:
             return
         if after is None:
-            yield items.META, item_of(session[1])
+            yield items.META, _head_of(session[1])
         order = "ORDER BY seq DESC" if after is None else "AND seq > ? ORDER BY seq"
         query = f"SELECT seq, CAST(body AS BLOB), lease FROM turns WHERE session = ? {order}"
         start = session[:1] if after is None else (session[0], _seq(after))
@@ -123,7 +130,7 @@ class Rows:
             for seq, body, lease in rows:
                 yield items.turn_key(seq), item_of(body, lease)
         if after is not None:
-            yield items.META, item_of(session[1])
+            yield items.META, _head_of(session[1])
 
     def _one(self, query: str, *values: Any) -> Any:
         return self._connection.execute(query, values).fetchone()
@@ -131,17 +138,18 @@ class Rows:
 
 def heads(
     connection: sqlite3.Connection, owner: Owner, opened: float, session_id: str
-) -> Iterator[tuple[str, Item | None]]:
-    """Yield partitions and own items of an owner's sessions, the one opened last first.
+) -> Iterator[tuple[str, Item | None, float, float | None]]:
+    """Yield partitions and own items of an owner's sessions, when they were opened and end, the last opened first.
 
     Args:
         opened, session_id: yields those that come after it.
     """
     before = items.session_key(owner, "")
     start = (items.owner_key(owner), opened, items.session_key(owner, session_id).removeprefix(before))
-    with contextlib.closing(connection.execute(_LIST, start)) as rows:
-        for name, body in rows:
-            yield before + name, item_of(body)
+    for query in (_LIST, _LIST_UNDATED):
+        with contextlib.closing(connection.execute(query, start)) as rows:
+            for name, body, opened_at, expires in rows:
+                yield before + name, item_of(body), opened_at, expires
 
 
 def remove_owner(connection: sqlite3.Connection, owner: Owner, now: float) -> int:
@@ -189,11 +197,23 @@ def item_of(body: bytes, lease: float | None = None) -> Item | None:
     return item if lease is None else item | {"lease": lease}
 
 
+def _head_of(body: bytes) -> Item | None:
+    """Return a session's own item, None for a damaged one."""
+    item = item_of(body)
+    if item is None or type(item.get("version")) is not int:
+        return None
+    moments = (item.get("created_at"), item.get("expires_at", 0))
+    return item if all(type(moment) in (int, float) for moment in moments) else None
+
+
 def _request(session: Any, seq: Any, expires: Any, more: str | None) -> Item | None:
-    if not isinstance(session, str) or not isinstance(seq, int):
+    if not isinstance(session, str) or not isinstance(seq, int) or not isinstance(expires, int | float | None):
         return None
     item = {"session_id": session, "seq": seq} | ({} if expires is None else {"expires_at": expires})
-    return item if more is None else item | json.loads(more)
+    if more is None:
+        return item
+    rest = item_of(more.encode()) if isinstance(more, str) else None
+    return None if rest is None else item | rest
 
 
 def _parts(partition: str) -> tuple[str, str, str]:

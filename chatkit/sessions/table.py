@@ -73,7 +73,7 @@ class Table(Connection):
                 return
             parameters["ExclusiveStartKey"] = last
 
-    def put(self, partition: str, key: str, item: dict[str, Any], condition: str, **values: Any) -> Action:
+    def put(self, partition: str, key: str, item: dict[str, Any], condition: str = "", **values: Any) -> Action:
         """Return the action that puts an item where the condition holds; when it does not, what is there comes back."""
         attributes = key_of(partition, key) | {name: encode(value) for name, value in item.items()}
         return {"Put": {"TableName": self.name, "Item": attributes} | _conditional(condition=condition, **values)}
@@ -88,7 +88,7 @@ class Table(Connection):
         place = {"TableName": self.name, "Key": key_of(partition, key)}
         return {"ConditionCheck": place | _conditional(condition=condition, **values)}
 
-    def drop(self, partition: str, key: str, condition: str, **values: Any) -> Action:
+    def drop(self, partition: str, key: str, condition: str = "", **values: Any) -> Action:
         """Return the action that removes an item, as `put`."""
         place = {"TableName": self.name, "Key": key_of(partition, key)}
         return {"Delete": place | _conditional(condition=condition, **values)}
@@ -110,16 +110,7 @@ class Table(Connection):
 
     def remove(self, budget: Budget, partition: str, keys: list[str]) -> None:
         """Remove items of a partition, many a call; those that are not there are no fault."""
-        self._batch(budget, [{"DeleteRequest": {"Key": key_of(partition, key)}} for key in keys])
-
-    def fill(self, budget: Budget, partition: str, rows: dict[str, dict[str, Any]]) -> None:
-        """Put items into a partition, many a call, in the place of what is there."""
-        self._batch(
-            budget,
-            [{"PutRequest": {"Item": key_of(partition, key) | encode_item(item)}} for key, item in rows.items()],
-        )
-
-    def _batch(self, budget: Budget, left: list[dict[str, Any]]) -> None:
+        left = [{"DeleteRequest": {"Key": key_of(partition, key)}} for key in keys]
         while left:
             answer = self.call(budget, "batch_write_item", RequestItems={self.name: left[:_WRITES]})
             kept = answer.get("UnprocessedItems", {}).get(self.name, [])
@@ -228,4 +219,5 @@ def key_of(partition: str, key: str) -> dict[str, Attribute]:
 
 
 def _conditional(**written: Any) -> dict[str, Any]:
-    return {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"} | expressions(**written)
+    answer = {"ReturnValuesOnConditionCheckFailure": "ALL_OLD"} if written["condition"] else {}
+    return answer | expressions(**written)

@@ -1,5 +1,6 @@
 """`chatkit ask`: one turn here, its answer on stdout and its sources on stderr; around the wiring with fakes."""
 
+import asyncio
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from chatkit import cli, wiring
 from chatkit.errors import EngineFailed
 from chatkit.service import OpenChatKitService
 from chatkit.testing import KeywordModerator, ListRetriever, MemoryStore, ScriptedModel
-from chatkit.types import Passage
+from chatkit.types import Owner, Passage
 
 PASSAGES = [Passage("p1", "chatkit listens on port 8080", title="Serving", source="serving.md", score=0.876)]
 
@@ -88,3 +89,32 @@ def test_an_unknown_session_is_not_found_and_an_empty_message_invalid(ask) -> No
     assert cli.exit_code(result.exception) == 3
     result, _, _ = ask(" ")
     assert cli.exit_code(result.exception) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "named", "owner"),
+    [
+        ("", [], Owner()),
+        ("a-secret-key-of-16", [], Owner(user="key")),
+        ("a-secret-key-of-16", ["--user", "alice", "--tenant", "acme"], Owner("acme", "alice")),
+    ],
+)
+def test_the_turn_is_of_the_owner_that_a_service_with_these_settings_has_or_of_the_one_named(
+    ask, monkeypatch, key, named, owner
+) -> None:
+    if key:
+        monkeypatch.setenv("CHATKIT_API_KEY", key)
+    result, service, _ = ask("--session", "my-session", *named, "Hello")
+    assert result.exit_code == 0, result.exception
+    seen = {
+        someone: len(asyncio.run(service._store.load(someone, "my-session", limit=9)))
+        for someone in (Owner(), Owner(user="key"), Owner("acme", "alice"))
+    }
+    assert {someone for someone, turns in seen.items() if turns} == {owner}
+
+
+def test_with_a_file_of_keys_it_asks_whose_the_turn_is_before_anything_loads(monkeypatch) -> None:
+    monkeypatch.setenv("CHATKIT_KEYS_FILE", "keys.toml")
+    result = CliRunner().invoke(cli.group, ["ask", "Hello"])
+    assert cli.exit_code(result.exception) == 2
+    assert str(result.exception) == "keys_file 'keys.toml' has several owners; say whose with --user, and --tenant"

@@ -68,10 +68,10 @@ class Shell:
         return turns_of(self.home, session)
 
 
-def turns_of(home, session: str) -> tuple:
+def turns_of(home, session: str, owner: Owner | None = None) -> tuple:
     store = SQLiteStore(home / "sessions.sqlite3")
     try:
-        return asyncio.run(store.load(Owner(), session, limit=99)).turns
+        return asyncio.run(store.load(owner or Owner(), session, limit=99)).turns
     finally:
         store.close()
 

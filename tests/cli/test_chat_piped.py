@@ -14,6 +14,7 @@ import pytest
 from chatkit.cli._screens import error_line
 from chatkit.cli._shell import _next_step
 from chatkit.errors import Conflict, NotFound, TooLarge, Unavailable
+from chatkit.types import Owner
 from tests.cli.test_chat import turns_of
 from tests.client.test_native import Wire
 from tests.server.conftest import open_site  # noqa: F401
@@ -139,6 +140,23 @@ def test_control_characters_are_pictures_on_both_streams() -> None:
     assert "[2] 0.50 evil.md �Red�" in done.stderr
 
 
+def test_a_conversation_here_is_of_the_owner_that_the_settings_have_or_of_the_one_named(tmp_path, monkeypatch) -> None:
+    home = tmp_path / "home"
+
+    def who_has(session: str) -> set[str]:
+        return {user for user in ("anonymous", "key", "alice") if turns_of(home, session, Owner(user=user))}
+
+    pipe("echo one\n", "--session", "session-1")
+    pipe("echo one\n", "--session", "session-2", "--api-key", "a-secret-key-of-16")
+    monkeypatch.setenv("CHATKIT_KEYS_FILE", "keys.toml")
+    done = pipe("echo one\n", "--session", "session-3", "--user", "alice")
+    assert done.stderr.endswith("go on with: chatkit chat --user alice --session session-3\n")
+    done = pipe("echo one\n", "--session", "session-4")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: keys_file 'keys.toml' has several owners; say whose with --user, and --tenant\n"
+    assert [who_has(f"session-{number}") for number in (1, 2, 3, 4)] == [{"anonymous"}, {"key"}, {"alice"}, set()]
+
+
 def test_no_line_of_a_pipe_is_kept(tmp_path) -> None:
     pipe("a plain question\n")
     assert (tmp_path / "home" / "sessions.sqlite3").exists()
@@ -180,6 +198,9 @@ def test_what_does_not_fit_is_refused_before_anything_loads() -> None:
     done = pipe("hello\n", "--url", "http://127.0.0.1:1", "--policy", "strict", command=SHELL)
     assert (done.returncode, done.stdout) == (2, "")
     assert "--policy is for the service at http://127.0.0.1:1 to decide" in done.stderr
+    done = pipe("hello\n", "--url", "http://127.0.0.1:1", "--user", "alice", command=SHELL)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--user is for the service at http://127.0.0.1:1 to decide" in done.stderr
     done = pipe("hello\n", "--url", "127.0.0.1:8080", command=SHELL)
     assert (done.returncode, done.stdout) == (2, "")
     assert "expected http://HOST:PORT" in done.stderr

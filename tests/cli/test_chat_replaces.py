@@ -125,6 +125,9 @@ def test_a_refused_message_is_edited_into_one_that_is_answered(home) -> None:
         session = shell.session()
         # What is refused takes no place: the answered one still stands.
         assert [(turn.seq, turn.status) for turn in shell.turns(session)] == [(2, "complete"), (3, "blocked")]
+        assert ", 1 messages." in shell.say("/edit echo something else")
+        assert seen_of(shell, session) == [(4, "echo something else")]
+        assert kept_of(home, session)[-1] == (4, "complete", "echo something else", 2)
         assert ", 2 messages." in shell.say("echo on")
         shell.leave()
 

@@ -148,7 +148,7 @@ def test_a_session_is_shown_with_labels_and_lengths_in_place_of_what_was_refused
 def test_a_list_is_read_in_parts_with_the_cursor_of_the_one_before() -> None:
     first = json.loads(chatkit("list", "--limit", "2", "--json").stdout)
     assert [row["session_id"] for row in first["sessions"]] == ["session-3", "session-2"]
-    assert set(first["sessions"][0]) == {"session_id", "turns", "created_at", "expires_at"}
+    assert set(first["sessions"][0]) == {"session_id", "turns", "created_at", "expires_at", "damaged"}
     second = chatkit("list", "--limit", "2", "--json", "--cursor", first["cursor"])
     assert [row["session_id"] for row in json.loads(second.stdout)["sessions"]] == ["session-1"]
     assert json.loads(second.stdout)["cursor"] is None

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from chatkit.sessions import items
+from chatkit.sessions.budget import Budget
 from chatkit.types import Owner
 from tests.cli.places import Place, talk, talk_of_everything
 
@@ -53,12 +54,45 @@ def test_a_damaged_turn_is_named_and_the_rest_can_still_be_exported(request, tmp
     assert exported.returncode == 1
     rows = [json.loads(line) for line in exported.stdout.strip("\n").split("\n")]
     assert [row["seq"] for row in rows if row["session_id"] == "session-2"] == [1, 3, 6]
-    assert "error: sessions with turns that cannot be read: 2; the rest of each was written\n" in exported.stderr
+    assert "error: sessions that cannot be read as a whole: 2; the rest of each was written\n" in exported.stderr
     there = Place("sqlite", request, tmp_path / "there")
     refused = there.chatkit("import", "-", given=exported.stdout.encode())
     assert refused.returncode == 2
     assert "line 2: it has turn 3 where turn 2 is expected" in refused.stderr
     assert there.ids() == []
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "dynamodb"])
+def test_a_session_whose_own_entry_is_damaged_is_exported_with_an_error_named_and_removed(
+    request, tmp_path, kind
+) -> None:
+    place = Place(kind, request, tmp_path / "file")
+    place.run(fill)
+    before = place.turns(Owner(), "session-2")
+    if kind == "sqlite":
+        with place.opened() as store:
+            store._write.execute("UPDATE sessions SET body = '[' WHERE name = 'session-2'")
+    else:
+        with place.opened() as store:
+            values = {"update": "SET #version = :version", "version": "three"}
+            store._table.update(Budget(9), items.session_key(Owner(), "session-2"), items.META, **values)
+    assert place.turns(Owner(), "session-2") == before
+    for arguments in (["--all"], ["session-2"]):
+        exported = place.chatkit("export", *arguments)
+        assert exported.returncode == 1
+        assert "error: sessions that cannot be read as a whole: 1; the rest of each was written\n" in exported.stderr
+        rows = [json.loads(line) for line in exported.stdout.strip("\n").split("\n")]
+        assert [row["seq"] for row in rows if row["session_id"] == "session-2"] == list(range(1, 7))
+    assert place.chatkit("export", "session-of-all").returncode == 0
+    assert [row["damaged"] for row in json.loads(place.chatkit("list", "--json").stdout)["sessions"]].count(True) == 1
+    assert "session-2           ?  " in place.chatkit("list").stdout
+    checked = place.chatkit("check")
+    assert (checked.returncode, checked.stdout.count("session-2")) == (1, 1)
+    assert "own entry" in checked.stdout
+    removed = place.chatkit("delete", "session-2", "--yes")
+    assert (removed.returncode, removed.stdout) == (0, "removed session-2\n")
+    assert place.ids() == ["session-of-all"]
+    assert place.chatkit("check").returncode == 0
 
 
 def test_a_turn_that_is_missing_from_a_table_is_named(request, tmp_path) -> None:
@@ -74,6 +108,36 @@ def test_a_turn_that_is_missing_from_a_table_is_named(request, tmp_path) -> None
     assert done.returncode == 1
     assert done.stdout == ("session 'session-2': 3 of its 6 turns cannot be read\nsessions 2, turns 11, problems 1\n")
     assert REPAIR in done.stderr
+
+
+def test_a_session_that_is_half_removed_is_a_problem_until_it_is_removed(request, tmp_path) -> None:
+    place = Place("dynamodb", request, tmp_path)
+    place.run(fill)
+    with place.opened() as store:
+        values = {"update": "SET #state = :closing", "closing": "closing"}
+        store._table.update(Budget(9), items.session_key(Owner(), "session-2"), items.META, **values)
+    done = place.chatkit("check")
+    assert done.returncode == 1
+    assert done.stdout == (
+        "session 'session-2' is half removed: that goes on, or broke off; chatkit sessions delete session-2 ends it\n"
+        "sessions 1, turns 6, problems 1\n"
+    )
+    assert place.chatkit("delete", "session-2", "--yes").returncode == 0
+    done = place.chatkit("check")
+    assert (done.returncode, done.stdout) == (0, "sessions 1, turns 6, problems 0\n")
+
+
+def test_two_turns_of_one_request_are_a_problem(request, tmp_path) -> None:
+    place = Place("dynamodb", request, tmp_path)
+    place.run(fill)
+    with place.opened() as store:
+        values = {"update": "SET #request_id = :other", "other": "request-session-2-1"}
+        store._table.update(Budget(9), items.session_key(Owner(), "session-2"), items.turn_key(3), **values)
+    done = place.chatkit("check", "--json")
+    assert json.loads(done.stdout)["problems"] == [
+        "the request 'request-session-2-1' of turn 3 of session 'session-2' points at turn 1 of session 'session-2'",
+        "session 'session-2': turns 1 and 3 have one request id",
+    ]
 
 
 def test_a_turn_that_no_import_would_take_is_a_problem(request, tmp_path) -> None:

@@ -186,6 +186,18 @@ def test_bytes_that_are_no_text_and_a_line_without_end_are_refused(file) -> None
     done = file.chatkit("import", "-", given=b"x" * (16 * 1024 * 1024))
     assert (done.returncode, done.stdout) == (2, "")
     assert "standard input, line 1: it has more than 16777216 bytes" in done.stderr
+    file.run(lambda store: talk(store, Owner(), "session-1", 2))
+    first, second = file.chatkit("export", "session-1").stdout.encode().splitlines()
+    other = [line.replace(b"session-1", b"session-2") for line in (first, second)]
+    endless = b"x" * (40 * 1024 * 1024)
+    done = file.chatkit("import", "-", "--json", "--user", "alice", given=b"\n".join([first, endless, second, *other]))
+    assert [(row["session_id"], row["line"], row["status"]) for row in rows_of(done)] == [
+        ("session-1", 1, "refused"), ("session-2", 4, "imported"),
+    ]  # fmt: skip
+    assert rows_of(done)[0]["why"].startswith("standard input, line 2: it has more than 16777216 bytes")
+    done = file.chatkit("import", "-", "--user", "bob", given=b"\n".join([endless, *other, b""]))
+    assert (done.returncode, done.stdout) == (2, "imported session-2, turns 2\n")
+    assert "standard input, line 1: it has more than 16777216 bytes" in done.stderr
     assert file.chatkit("import", "-").stderr == "no session in it\n"
     missing = file.chatkit("import", "nowhere.jsonl")
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)

@@ -99,6 +99,10 @@ async def test_what_is_no_whole_session_is_invalid_and_writes_nothing(store, clo
         "is pending, expected one that has ended": (turns[0], replace(turns[1], status="pending")),
         "replaces 2, expected an older one": (turns[0], replace(turns[1], replaces=2)),
         "replaces 0, expected an older one": (turns[0], replace(turns[1], replaces=0)),
+        "turns 1 and 2 of session 'my-session' have one request_id, 'r-1'": (
+            turns[0],
+            replace(turns[1], request_id="r-1"),
+        ),
     }
     for problem, wrong in cases.items():
         with pytest.raises(InvalidRequest, match=problem):

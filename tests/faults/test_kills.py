@@ -1,18 +1,24 @@
 """The killer: nothing that was acknowledged is lost over SIGKILLs, and what is planted is found."""
 
+import asyncio
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from chatkit import cli
-from chatkit.errors import ConfigError, EngineFailed
-from chatkit.evaluation import scripted
-from chatkit.evaluation.killing import KillBench
+from chatkit import cli, wiring
+from chatkit.errors import ConfigError, EngineFailed, StoreFailed
+from chatkit.evaluation import scripted, session_bench
+from chatkit.evaluation.killing import Kill, KillBench
 from chatkit.evaluation.session_bench import bench_kills
+from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.settings import load_settings
+from chatkit.testing import turn_with
+from chatkit.types import Owner
 from tests import ministack
 
-PROMISES = ("lost", "duplicated", "holes", "reordered", "unknown", "unanswered")
+PROMISES = ("lost", "duplicated", "holes", "reordered", "unknown", "unanswered", "damaged")
 
 
 def settings_for(store: str, request, **more):
@@ -35,6 +41,8 @@ def test_no_acknowledged_turn_is_lost_over_25_kills(store, request, capsys) -> N
     assert {name: figures[name] for name in PROMISES} == dict.fromkeys(PROMISES, 0), said.err
     assert (report["command"], figures["kills"], len(report["rows"])) == ("bench sessions", 25, 25)
     assert figures["acknowledged"] >= sum(row["acknowledged"] for row in report["rows"]) > 25
+    assert min(figures["blocked"], figures["replacing"]) > 0
+    assert 8 <= figures["asked_again"] <= 80
     assert figures["kills_in_flight"] == sum(row["broken"] > 0 for row in report["rows"]) >= 13
     assert all(0.05 <= row["after_s"] <= 0.8 for row in report["rows"])
     assert report["settings"] | {"store": store, "kills": 25, "clients": 8, "seed": 0} == report["settings"]
@@ -44,7 +52,10 @@ def test_no_acknowledged_turn_is_lost_over_25_kills(store, request, capsys) -> N
 
 
 @pytest.mark.parametrize("planted", ["early", "drops"])
-def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turns(planted, request, tmp_path) -> None:
+def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turns(
+    planted, request, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     said: list[str] = []
     verdict = bench_kills(
         settings_for("sqlite", request),
@@ -58,7 +69,73 @@ def test_a_store_that_acknowledges_what_it_has_not_written_is_found_to_lose_turn
     assert any(line.startswith("kept for a look at it: ") for line in said)
 
 
-def test_a_server_that_does_not_come_up_is_named_with_its_last_words(request) -> None:
+def test_a_file_that_is_found_damaged_is_a_broken_promise(request, tmp_path, monkeypatch) -> None:
+    def harm(server, bench, ledger, prefix, progress):
+        (file,) = tmp_path.glob("chatkit-bench-*/sessions.sqlite3")
+        store = SQLiteStore(file)
+        turns = [turn_with(seq, "Hello", "Hi.") for seq in (1, 2)]
+        asyncio.run(store.restore(Owner(), "somebody-elses", turns, expires_at=None))
+        store._write.execute("UPDATE turns SET body = '{' WHERE seq = 2")
+        store.close()
+        return [Kill(0.1, 0, 0)], []
+
+    monkeypatch.setattr(session_bench, "kill_again_and_again", harm)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    verdict = session_bench.bench_kills(settings_for("sqlite", request), KillBench(1), lambda line: None)
+    (wrong,) = verdict.wrong
+    assert wrong.startswith("damaged: turn 2 of session 'somebody-elses'")
+    assert verdict.report.figures["damaged"] == 1
+
+
+class Stopping:
+    """Hears what is said, and stops it once, as Ctrl-C does, at the first line that says so."""
+
+    def __init__(self, at: str, then=lambda: None) -> None:
+        self._at, self._then, self.said = at, then, []
+
+    def __call__(self, line: str) -> None:
+        self.said.append(line)
+        if self._at and self._at in line:
+            self._at = ""
+            self._then()
+            raise KeyboardInterrupt
+
+
+def test_what_was_written_to_a_table_is_removed_when_it_is_interrupted_and_the_log_is_kept(
+    request, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    settings = settings_for("dynamodb", request)
+
+    def written() -> bool:
+        return "bench-" in ministack.everything_in(settings.dynamodb_endpoint, settings.dynamodb_table)
+
+    before: list[bool] = []
+    stopping = Stopping("1 of 10 kills", lambda: before.append(written()))
+    with pytest.raises(KeyboardInterrupt):
+        bench_kills(settings, KillBench(10, clients=4), stopping)
+    assert (before, written()) == ([True], False)
+    (kept,) = [line for line in stopping.said if line.startswith("kept for a look at it: ")]
+    assert (Path(kept.partition(": ")[2]) / "serve.log").exists()
+
+
+def test_what_cannot_be_removed_when_it_is_interrupted_is_named(request, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    settings = settings_for("dynamodb", request)
+
+    def fail(settings):
+        raise StoreFailed("the table does not answer")
+
+    stopping = Stopping("1 of 10 kills", lambda: monkeypatch.setattr(wiring, "open_store", fail))
+    with pytest.raises(KeyboardInterrupt):
+        bench_kills(settings, KillBench(10, clients=2), stopping)
+    (left,) = [line for line in stopping.said if line.startswith("left in the table ")]
+    assert left.startswith(f"left in the table '{settings.dynamodb_table}': sessions of requests bench-")
+    assert left.endswith("-…, for the table does not answer")
+
+
+def test_a_server_that_does_not_come_up_is_named_with_its_last_words(request, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dying = ("-m", "tests.faults.lossy_serve", "dies")
     with pytest.raises(EngineFailed, match="the planted end"):
         bench_kills(settings_for("sqlite", request), KillBench(1), lambda line: None, program=dying)

@@ -1,5 +1,7 @@
 """What the checker says of a store: nothing where it holds what was acknowledged, each planted fault by its name."""
 
+from dataclasses import replace
+
 import pytest
 
 from chatkit.evaluation.ledger import Acknowledged, Asked, Findings, Ledger, compare, read_back
@@ -67,6 +69,40 @@ def test_a_turn_that_was_asked_and_not_acknowledged_may_be_there_or_not() -> Non
 )
 def test_each_planted_fault_is_found_and_named(planted, wrong) -> None:
     assert found(told(), *planted) == wrong
+
+
+REFUSED = {"status": "blocked", "user": "", "assistant": "", "user_length": 12}
+
+
+@pytest.mark.parametrize(
+    ("planted", "wrong"),
+    [
+        ({}, {}),
+        ({"status": "complete"}, {"lost": 1}),
+        ({"user": "Unspeakable!"}, {"lost": 1, "unknown": 1}),
+        ({"assistant": "I cannot"}, {"lost": 1}),
+        ({"user_length": 11}, {"lost": 1}),
+        ({"replaces": 2}, {"lost": 1}),
+        ({"replaces": None}, {"lost": 1}),
+    ],
+)
+def test_a_refused_message_is_there_as_blocked_without_text_and_in_the_place_it_was_to_take(planted, wrong) -> None:
+    ledger = Ledger()
+    for seq in (1, 2, 3):
+        one = f"request-{seq}"
+        ledger.ask(Asked(one, SESSION, "Unspeakable!", refused=True, replaces=1 if seq == 3 else None, made_at=seq))
+        ledger.acknowledge(Acknowledged(one, SESSION, seq, "I cannot help with that.", at=seq + 0.5))
+    turns = [Turn(seq, f"request-{seq}", 1, replaces=1 if seq == 3 else None, **REFUSED) for seq in (1, 2, 3)]
+    turns[2] = replace(turns[2], **planted)
+    assert found(ledger, *turns) == wrong
+
+
+def test_a_request_that_is_sent_again_in_the_end_is_unanswered_until_it_is_answered_again() -> None:
+    ledger = told()
+    ledger.ask_again("request-2")
+    assert ledger.unanswered() == ["request-2"]
+    ledger.acknowledge(Acknowledged("request-2", SESSION, 2, "Answer to request-2"))
+    assert ledger.unanswered() == []
 
 
 def test_a_request_that_is_stored_in_a_second_session_is_duplicated() -> None:

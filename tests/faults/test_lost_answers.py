@@ -191,8 +191,13 @@ async def test_two_faults_in_a_row_are_survived_by_the_sdks_own_sending_again(
         assert len(sent) == count + 2, f"{case.word} sent {sent}"
 
 
-async def test_throttling_beyond_the_sdks_tries_is_survived_within_the_stores_own(store, proxy, beside, clock) -> None:
-    results = await struck("throttle", forwarded=False, times=4, store=store, proxy=proxy, beside=beside, clock=clock)
+@pytest.mark.parametrize("forwarded", [False, True], ids=["before", "after"])
+async def test_throttling_beyond_the_sdks_tries_is_survived_within_the_stores_own(
+    forwarded, store, proxy, beside, clock
+) -> None:
+    results = await struck(
+        "throttle", forwarded=forwarded, times=4, store=store, proxy=proxy, beside=beside, clock=clock
+    )
     for case, count, sent in results:
         assert len(sent) == count + 4, f"{case.word} sent {sent}"
 

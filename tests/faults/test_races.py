@@ -1,8 +1,10 @@
 """Writers of two processes at once on one session: every number once, and stored is what was acknowledged."""
 
+import tempfile
+
 import pytest
 
-from chatkit.errors import InvalidRequest, Unavailable
+from chatkit.errors import InvalidRequest, StoreFailed, Unavailable
 from chatkit.evaluation.races import RaceBench
 from chatkit.evaluation.session_bench import bench_races
 from chatkit.settings import load_settings
@@ -30,7 +32,24 @@ def test_six_writers_of_two_processes_number_one_session_without_holes_and_repea
     assert said == [f"run 1 of 1: {turns} acknowledged, {turns} stored"]
 
 
-def test_a_process_of_writers_that_fails_is_named_with_its_last_words(monkeypatch) -> None:
+def test_a_table_holds_nothing_of_a_race_that_breaks_off(request, tmp_path, monkeypatch) -> None:
+    address = request.getfixturevalue("dynamodb")
+    table = ministack.new_table(address)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def broken(ledger, stored):
+        assert f"{ledger.sessions()[0]}" in ministack.everything_in(address, table)
+        raise StoreFailed("the store does not answer")
+
+    monkeypatch.setattr("chatkit.evaluation.session_bench.compare", broken)
+    flags = {"store": "dynamodb", "dynamodb_endpoint": address, "dynamodb_table": table}
+    with pytest.raises(StoreFailed, match="the store does not answer"):
+        bench_races(load_settings(flags), RaceBench(writers=1, turns=2), lambda line: None)
+    assert "bench-" not in ministack.everything_in(address, table)
+
+
+def test_a_process_of_writers_that_fails_is_named_with_its_last_words(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr("chatkit.evaluation.races._PROGRAM", ("-c", "raise SystemExit('no such thing')"))
     with pytest.raises(Unavailable, match="ended with code 1: no such thing"):
         bench_races(load_settings(), RaceBench(), lambda line: None)

@@ -135,6 +135,28 @@ async def test_an_export_that_breaks_off_is_no_whole_answer(owned, monkeypatch, 
         assert (await get(site, "/sessions/my-session")).status_code == 200
 
 
+@pytest.mark.parametrize("lost", [(3,), (6,), (1, 2, 3, 4, 5, 6)])
+async def test_an_export_that_lacks_a_damaged_turn_is_no_whole_answer(owned, lost, caplog) -> None:
+    async with owned(["Hi."]) as site:
+        turns = [turn_with(number, "Hello", "Hi.") for number in range(1, 7)]
+        await site.store.restore(Owner(user="alice"), "my-session", turns, expires_at=None)
+        for seq in lost:
+            site.store._write.execute("UPDATE turns SET body = '{' WHERE seq = ?", (seq,))
+        left = [seq for seq in range(1, 7) if seq not in lost]
+        async with site.client.stream("GET", "/sessions/my-session/export", headers=bearer(ALICE)) as answer:
+            assert answer.status_code == 200
+            lines = answer.aiter_lines()
+            seen = [json.loads(await anext(lines)) for _ in left]
+            assert [(row["seq"], row["turns"]) for row in seen] == [(seq, 6) for seq in left]
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                await anext(lines)
+        assert any(
+            record.getMessage().endswith(f" lacks turns: {len(lost)} of 6")
+            for record in caplog.records
+            if record.name.startswith("chatkit.server")
+        )
+
+
 async def test_a_removed_session_is_gone_and_removing_it_again_finds_nothing(owned) -> None:
     async with owned(["Hi."]) as site:
         await tell(site, ALICE, "Hello", "Again")
@@ -151,6 +173,25 @@ async def test_a_removed_session_is_gone_and_removing_it_again_finds_nothing(own
         await tell(site, ALICE, "A new beginning")
         turns = (await get(site, "/sessions/my-session")).json()["turns"]
         assert [(turn["seq"], turn["user"]) for turn in turns] == [(1, "A new beginning")]
+
+
+async def test_a_session_that_cannot_be_looked_at_is_removed_all_the_same(owned, monkeypatch) -> None:
+    async with owned(["Hi."]) as site:
+        await tell(site, ALICE, "Hello", "Again")
+        site.store._write.execute("UPDATE sessions SET body = '{'")
+        (row,) = (await get(site, "/sessions")).json()["sessions"]
+        assert (row["session_id"], row["turns"], row["damaged"]) == ("my-session", 0, True)
+        turns = (await get(site, "/sessions/my-session")).json()["turns"]
+        assert [turn["user"] for turn in turns] == ["Hello", "Again"]
+
+        async def broken(store, owner, session_id, *, limit, after=0):
+            raise StoreFailed("the session store holds a damaged entry")
+
+        monkeypatch.setattr(SQLiteStore, "page", broken)
+        assert (await site.client.delete("/sessions/my-session", headers=bearer(ALICE))).status_code == 204
+        monkeypatch.undo()
+        assert (await get(site, "/sessions")).json()["sessions"] == []
+        assert (await get(site, "/sessions/my-session")).status_code == 404
 
 
 async def test_a_removal_that_broke_off_is_ended_by_sending_it_again(owned, monkeypatch) -> None:

@@ -56,7 +56,8 @@ async def test_a_good_file_has_no_faults_whatever_is_in_it(filled) -> None:
         ),
         (
             "UPDATE turns SET body = json_set(body, '$.request_id', 'else') WHERE seq = 4",
-            ["request 'request-4' of owner T#default#U#anonymous points at turn 4 of session 'my-session', "
+            [f"turn 4 of {MINE} has lost its request 'else'",
+             "request 'request-4' of owner T#default#U#anonymous points at turn 4 of session 'my-session', "
              "which is of request 'else'"],
         ),
     ],
@@ -98,6 +99,42 @@ async def test_turns_and_requests_that_belong_to_nothing_are_named(filled, file)
         f"5 turns are in no session; the number of theirs was {number}",
         f"request 'request-1' of {owner} points at turn 1 of session 'my-session', which is not there",
     )
+
+
+async def test_a_turn_whose_request_is_lost_or_another_turns_is_named(file, clock) -> None:
+    clock.now = 1_700_000_000.0
+    store = SQLiteStore(file, clock=clock)
+    await fill(store, 5)
+    behind_its_back(file, "DELETE FROM requests WHERE name = 'request-2'")
+    behind_its_back(file, "UPDATE turns SET body = json_set(body, '$.request_id', 'request-3') WHERE seq = 4")
+    owner, other = Owner(), Owner(user="other")
+    fill_in_bulk(file, "session-b", 1, owner=owner, now=clock.now)
+    fill_in_bulk(file, "session-b", 1, owner=other, now=clock.now)
+    body = "UPDATE turns SET body = json_set(body, '$.request_id', 'request-session-b-1') WHERE seq = 5"
+    behind_its_back(file, f"{body} AND session = ({TURN})")
+    found = await store.check()
+    assert found[:3] == (
+        f"turn 2 of {MINE} has lost its request 'request-2'",
+        f"turns 3 and 4 of {MINE} have one request id",
+        f"turn 5 of {MINE} and turn 1 of session 'session-b' have one request id",
+    )
+    assert [sentence.split(" of owner ")[0] for sentence in found[3:]] == ["request 'request-4'", "request 'request-5'"]
+    clock.now += 7 * 86400
+    assert await store.check() == (f"turns 3 and 4 of {MINE} have one request id",)
+    store.close()
+
+
+async def test_a_request_id_that_is_used_again_when_it_is_forgotten_is_no_fault(file, clock) -> None:
+    store = SQLiteStore(file, clock=clock)
+    for _ in range(3):
+        await fill(store, 1)
+        clock.now += 7 * 86400 + 1
+    turns = await store.page(Owner(), "my-session", limit=9)
+    assert [turn.request_id for turn in turns] == ["request-1"] * 3
+    assert await store.check() == ()
+    await store.restore(Owner(user="heir"), "my-session", turns, expires_at=None)
+    assert await store.check() == ()
+    store.close()
 
 
 async def test_a_damaged_request_is_named(filled, file) -> None:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from chatkit.errors import Conflict, NotFound, StoreFailed
-from chatkit.protocols import NewTurn, Outcome
+from chatkit.protocols import NewTurn, Outcome, SessionHead
 from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.types import Owner
 from tests.sessions.sqlite_parts import OWNER, behind_its_back, fill, fill_in_bulk, new, python
@@ -93,12 +93,16 @@ async def test_a_damaged_turn_is_left_out_and_the_rest_of_the_session_stays(file
 
 
 @pytest.mark.parametrize("damage", ["{", "null", "{}", '{"version": 1}', '{"version": "x", "created_at": 5}'])
-async def test_a_damaged_session_is_left_out_of_the_list_and_the_rest_stays(file, store, damage) -> None:
+async def test_a_damaged_session_is_listed_as_damaged_and_the_rest_stays(file, store, damage) -> None:
     for name in ("my-session", "my-session-2"):
         await store.accept(NewTurn(OWNER, name, f"request-{name}", "q", 1))
     assert behind_its_back(file, "UPDATE sessions SET body = ? WHERE name = 'my-session'", damage) == 1
-    assert [head.session_id for head in (await store.sessions(OWNER, limit=9)).sessions] == ["my-session-2"]
+    whole, damaged = (await store.sessions(OWNER, limit=9)).sessions
+    assert (whole.session_id, whole.turns, whole.damaged) == ("my-session-2", 1, False)
+    assert damaged == SessionHead("my-session", 0, damaged.created_at, damaged=True)
+    assert 0 < damaged.created_at < whole.created_at + 1
     assert [t.user for t in await store.load(OWNER, "my-session", limit=9)] == ["q"]
+    assert [t.user for t in await store.page(OWNER, "my-session", limit=9)] == ["q"]
     await store.delete(OWNER, "my-session")
     assert b'request-my-session"' not in file.read_bytes()
     assert await store.check() == ()
@@ -108,9 +112,47 @@ async def test_a_damaged_session_is_left_out_of_the_list_and_the_rest_stays(file
 async def test_a_session_whose_own_entry_is_damaged_takes_no_turn_and_says_so(file, store, damage) -> None:
     await fill(store, 2)
     behind_its_back(file, "UPDATE sessions SET body = ?", damage)
-    with pytest.raises(StoreFailed, match="holds a damaged entry 'Z#META'"):
+    with pytest.raises(StoreFailed, match="holds a damaged entry 'Z#META'; start a new session"):
         await store.accept(new("q", 3))
     assert [t.seq for t in await store.load(OWNER, "my-session", limit=9)] == [1, 2]
+
+
+async def test_damaged_sessions_of_an_older_file_are_listed_last_page_by_page(file, store) -> None:
+    names = [f"session-{number}" for number in range(6)]
+    for name in names:
+        await store.accept(NewTurn(OWNER, name, f"request-{name}", "q", 1))
+    assert behind_its_back(file, "UPDATE sessions SET body = '', opened = NULL WHERE name > 'session-2'") == 3
+    found, cursor = [], None
+    while not found or cursor is not None:
+        page = await store.sessions(OWNER, limit=2, cursor=cursor)
+        found, cursor = [*found, *((head.session_id, head.damaged) for head in page.sessions)], page.cursor
+    assert sorted(found[:3]) == [(name, False) for name in names[:3]]
+    assert found[3:] == [(name, True) for name in names[:2:-1]]
+
+
+async def test_a_damaged_session_ends_when_it_was_to_end_and_says_when(file, clock) -> None:
+    store = SQLiteStore(file, clock=clock, retention_s=10.0)
+    await fill(store, 2)
+    behind_its_back(file, "UPDATE sessions SET body = '['")
+    assert (await store.load(OWNER, "my-session", limit=9)).expires_at == 1010
+    (head,) = (await store.sessions(OWNER, limit=9)).sessions
+    assert head == SessionHead("my-session", 0, 1000.0, 1010, damaged=True)
+    clock.now = 1010
+    assert (await store.sessions(OWNER, limit=9)).sessions == ()
+    assert await store.page(OWNER, "my-session", limit=9) == ()
+    store.close()
+
+
+async def test_a_session_is_removed_though_its_entries_are_damaged(file, store) -> None:
+    await fill(store, 3)
+    behind_its_back(file, "UPDATE sessions SET body = '['")
+    behind_its_back(file, "UPDATE requests SET session = NULL WHERE name = 'request-1'")
+    behind_its_back(file, "UPDATE turns SET body = json_set(body, '$.request_id', 5) WHERE seq = 2")
+    await store.delete(OWNER, "my-session")
+    assert store._read.execute("SELECT name FROM requests").fetchall() == [("request-2",)]
+    assert store._read.execute("SELECT (SELECT count(*) FROM sessions) + (SELECT count(*) FROM turns)").fetchone() == (
+        0,
+    )
 
 
 async def test_a_full_disk_is_store_failed_in_one_line_and_old_turns_stay_readable(file) -> None:

@@ -102,6 +102,7 @@ class _Body(BaseModel):
     stop: str | list[str] | None = None
     session_id: str | None = None
     request_id: str | None = None
+    replaces: bodies.Whole | None = None
     no_retrieval: bool = False
     k: bodies.Whole | None = None
     index: str | None = None
@@ -177,7 +178,9 @@ class ChatCompletion:
         """Return what chatkit knows of a turn and OpenAI's shape has no place for."""
         fields = native.answer(reply)
         names = ("request_id", "sources", "moderation", "timings", "dropped_turns", "dropped_passages", "replayed")
-        return {"session_id": reply.session_id or None, **{name: fields[name] for name in names}}
+        stored = bool(reply.session_id)
+        kept = {"session_id": reply.session_id if stored else None, "seq": reply.seq if stored else None}
+        return {**kept, **{name: fields[name] for name in names}}
 
 
 def _acting(caller: Caller, more: dict[str, Any]) -> Caller:
@@ -213,6 +216,7 @@ def _request(body: _Body, owner: Owner, headers: Mapping[str, str], defaults: De
         ),
         instructions=instructions,
         history=history if body.session_id is None else None,
+        replaces=body.replaces,
     )
 
 

@@ -162,7 +162,10 @@ async def test_a_damaged_head_hides_no_turn_and_takes_none(store, caplog, head) 
     assert caplog.records[-1].getMessage().endswith("entry Z#META of a session or request is damaged")
     await talk(store, 1, "other-session")
     names = [one.session_id for one in (await store.sessions(OWNER, limit=9)).sessions]
-    assert names == ["other-session"] if "expires_at" not in head else ["other-session", "my-session"]
+    assert names == ["other-session", "my-session"]
+    (_, damaged) = (await store.sessions(OWNER, limit=9)).sessions
+    assert (damaged.turns, damaged.created_at, damaged.damaged) == (0, 1000.0, True)
+    assert (await store.load(OWNER, "my-session", limit=9)).expires_at is None
     await store.delete(OWNER, "my-session")
     assert (await store.accept(new("next"))).ticket.seq == 1
 
@@ -194,3 +197,21 @@ async def test_a_clock_that_is_set_by_a_day_moves_no_turn_and_loses_none(opened,
     await store.finish(heir, DONE)
     assert await seqs(store) == [1, 2, 3, 4, 5, 6]
     assert (await store.load(OWNER, "my-session", limit=9)).expires_at == 1_700_000_000 + 30 * DAY
+
+
+async def test_however_many_turns_are_hidden_a_load_asks_for_two_pages(store, calls) -> None:
+    await talk(store, 1)
+    partition = items.session_key(OWNER, "my-session")
+    row = store._table.get(Budget(9), partition, items.turn_key(1))
+    bare = {name: value for name, value in row.items() if name not in ("pk", "sk", "seq", "request_id")}
+    for seq in range(2, 401):
+        write_over(store, partition, items.turn_key(seq), **(bare | {"seq": seq, "request_id": f"r-{seq}"}))
+    head = store._table.get(Budget(9), partition, items.META)
+    write_over(
+        store, partition, items.META, **({n: v for n, v in head.items() if n not in ("pk", "sk")} | {"version": 400})
+    )
+    edit = (await store.accept(new("edit", after=400, replaces=10))).ticket
+    await store.finish(edit, DONE)
+    calls.clear()
+    assert [turn.seq for turn in await store.load(OWNER, "my-session", limit=10)] == [*range(1, 10), 401]
+    assert calls == {"Query": 2}

@@ -12,6 +12,8 @@ from chatkit import wiring
 from chatkit.errors import ConfigError, MissingExtra, StoreFailed
 from chatkit.protocols import Outcome
 from chatkit.sessions.dynamodb import DynamoDBStore
+from chatkit.sessions.key_shelves import DynamoDBKeys
+from chatkit.sessions.session_keys import WrappedKey
 from chatkit.sessions.table import Table
 from chatkit.settings import load_settings
 from chatkit.types import Owner
@@ -184,18 +186,19 @@ def allowed(name: str) -> set[tuple[str, str]]:
     assert {effect for _, _, effect in statements} == {"Allow"}
     return {
         (action.removeprefix("dynamodb:"), resource.rpartition("/")[2])
-        for actions, resource, _ in statements
+        for actions, resources, _ in statements
+        for resource in ([resources] if isinstance(resources, str) else resources)
         for action in ([actions] if isinstance(actions, str) else actions)
     }
 
 
-def used(store_or_table) -> set[tuple[str, str]]:
+def used(store_or_table, name: str = "chatkit") -> set[tuple[str, str]]:
     """Return the set that the operations of a client are added to from now on, as a policy names them."""
     asked: set[tuple[str, str]] = set()
 
     def note(model, params, **_) -> None:
         body = json.loads(params["body"])
-        place = body.get("IndexName", "chatkit")
+        place = body.get("IndexName", name)
         if model.name == "TransactWriteItems":
             names = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": None}
             kinds = [kind for action in body["TransactItems"] for kind in action]
@@ -229,14 +232,38 @@ async def test_the_policy_of_the_service_allows_what_the_store_calls_and_nothing
     assert asked == allowed("chatkit-runtime.json")
 
 
-async def test_the_policy_for_creating_the_table_allows_what_that_calls_and_nothing_else(dynamodb) -> None:
-    table = Table("by-policy", endpoint=dynamodb)
-    asked = used(table)
-    try:
-        assert (table.create(), table.expire()) == (True, True)
-    finally:
-        table.close()
+async def test_the_policy_for_creating_the_tables_allows_what_that_calls_and_nothing_else(dynamodb) -> None:
+    asked = set()
+    for name in ("chatkit", "chatkit-keys"):
+        table = Table(f"{name}-by-policy", endpoint=dynamodb)
+        calls = used(table, name)
+        try:
+            assert (table.create(), table.expire()) == (True, True)
+        finally:
+            table.close()
+        asked |= calls
     assert asked == allowed("chatkit-create-table.json")
+
+
+def test_the_policy_of_the_keys_allows_what_keeping_them_calls_and_nothing_else(dynamodb, table) -> None:
+    keys = DynamoDBKeys(table, endpoint=dynamodb)
+    asked = used(keys, "chatkit-keys")
+    try:
+        keys._table.check()
+        first, second = WrappedKey(b"first"), WrappedKey(b"second")
+        keys.swap("owner", "session", None, first)
+        assert keys.get("owner", "session") == first
+        keys.swap("owner", "session", first, second)
+        keys.swap("owner", "session", second, None)
+        keys.put("owner", "session", first)
+        keys.clear("owner")
+        assert keys.get("owner", "session") is None
+    finally:
+        keys.close()
+    assert asked == allowed("chatkit-keys-runtime.json")
+    section = (POLICIES.parent / "encryption.md").read_text().split("on the `-keys` table")[1].split("\n## ")[0]
+    assert set(re.findall(r"`dynamodb:(\w+)`", section)) == {action for action, _ in asked}
+    assert "policies/chatkit-keys-runtime.json" in section
 
 
 def test_the_page_lists_the_permissions_of_both_policies() -> None:
