@@ -24,9 +24,7 @@ def everything(store) -> str:
     return ministack.everything_in(store._table._endpoint, store._table.name)
 
 
-def break_off(
-    proxy, after: int, operations=("TransactWriteItems", "UpdateItem", "DeleteItem")
-) -> None:
+def break_off(proxy, after: int, operations=("TransactWriteItems", "UpdateItem", "DeleteItem")) -> None:
     """Let so many writes through, and refuse the next one and whatever comes after it."""
     seen = Counter()
 
@@ -234,9 +232,7 @@ async def test_more_sessions_than_one_answer_holds_are_listed_and_found_for_a_pu
     assert calls == {"Query": 2}
 
 
-@pytest.mark.parametrize(
-    "operation", ["Query", "PutItem", "UpdateItem", "TransactWriteItems", "DeleteItem"]
-)
+@pytest.mark.parametrize("operation", ["Query", "PutItem", "UpdateItem", "TransactWriteItems", "DeleteItem"])
 async def test_work_whose_answers_are_lost_on_the_way_is_done_without_an_error(proxy, proxied, operation) -> None:
     await talk(proxied, 3, "old-session")
     turns = await proxied.page(OWNER, "old-session", limit=9)
