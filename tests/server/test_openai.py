@@ -109,21 +109,6 @@ async def test_a_list_of_messages_is_read_whole_and_stored_nowhere(door) -> None
         assert site.stored_items() == 0
 
 
-async def test_a_message_takes_the_place_of_a_turn_of_its_session(door) -> None:
-    async with door(["The first."], ["The second."]) as (site, client):
-        extra = {"session_id": "my-session"}
-        made = await client.chat.completions.create(model="scripted", messages=QUESTION, extra_body=extra)
-        assert made.chatkit["seq"] == 1
-        messages = [*QUESTION, {"role": "assistant", "content": "The first."}, {"role": "user", "content": "And now?"}]
-        made = await client.chat.completions.with_raw_response.create(
-            model="scripted", messages=messages, extra_body={**extra, "replaces": 1}
-        )
-        assert "x-chatkit-ignored" not in made.headers
-        assert made.parse().chatkit["seq"] == 2
-        assert "The first." not in site.model.prompts[-1]
-        assert [(turn.seq, turn.user, turn.replaces) for turn in await site.turns()] == [(2, "And now?", 1)]
-
-
 async def test_a_named_session_is_kept_by_the_store_and_the_last_message_alone_is_new(door) -> None:
     async with door(["Noted."], ["Zebulon."]) as (site, client):
         extra = {"session_id": "my-session"}

@@ -165,3 +165,17 @@ async def test_the_rule_in_the_docs_says_which_turns_a_model_sees(open_site) -> 
         assert len(rows) == 8
         shown = [row["seq"] for row in names["visible"](rows)]
         assert shown == [turn.seq for turn in await site.turns()] == [1, 2, 3, 7, 8]
+
+
+async def test_the_openai_door_takes_it_too_and_tells_the_numbers(open_site) -> None:
+    async with open_site(["The first."], ["The second."]) as site:
+        body = {"messages": [{"role": "user", "content": "Which one?"}], "session_id": "my-session"}
+        first = await site.client.post("/v1/chat/completions", json=body)
+        assert first.json()["chatkit"]["seq"] == 1
+        again = await site.client.post("/v1/chat/completions", json={**body, "replaces": 1})
+        assert (again.status_code, again.json()["chatkit"]["seq"]) == (200, 2)
+        assert "x-chatkit-ignored" not in again.headers
+        assert "The first." not in site.model.prompts[-1]
+        assert [(turn.seq, turn.assistant, turn.replaces) for turn in await site.turns()] == [(2, "The second.", 1)]
+        unstored = await site.client.post("/v1/chat/completions", json={"messages": body["messages"]})
+        assert unstored.json()["chatkit"]["seq"] is None
