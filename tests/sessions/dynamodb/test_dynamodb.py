@@ -58,12 +58,16 @@ async def test_each_try_has_a_token_of_its_own_and_what_is_sent_again_keeps_it(p
     proxy.faults = Faults(Fault("drop", forwarded=True, operation="TransactWriteItems", times=2))
     ticket = (await proxied.accept(new(2, after=1))).ticket
     assert [len(tokens(proxy)), len(set(tokens(proxy)))] == [3, 1]
-    throttled = refusal("TransactionCanceledException", CancellationReasons=[{"Code": "ThrottlingError"}])
-    proxy.faults, left = Faults(), [throttled, throttled]
-    proxy.meddle = lambda operation, forward: left.pop() if left else forward()
-    await proxied.finish(ticket, DONE)
-    assert [len(tokens(proxy)), len(set(tokens(proxy)))] == [3, 3]
-    assert await seqs(proxied) == [1, 2]
+    for code, different in (("ThrottlingError", 1), ("TransactionConflict", 3)):
+        refused = refusal("TransactionCanceledException", CancellationReasons=[{"Code": code}])
+        left = [refused, refused]
+        proxy.faults, proxy.meddle = Faults(), lambda _, forward, left=left: left.pop() if left else forward()
+        if code == "ThrottlingError":
+            await proxied.finish(ticket, DONE)
+        else:
+            assert (await proxied.accept(new(3, after=2))).ticket.seq == 3
+        assert [len(tokens(proxy)), len(set(tokens(proxy)))] == [3, different]
+    assert await seqs(proxied) == [1, 2, 3]
 
 
 async def test_two_instances_that_get_one_request_in_one_moment_do_not_both_have_the_turn(opened, clock) -> None:
