@@ -15,7 +15,7 @@ from chatkit import cli, errors
 ERRORS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ChatkitError)]
 CODES = {
     "InvalidRequest": 2, "TooLarge": 2, "ConfigError": 2, "MissingExtra": 2, "NotFound": 3, "UnknownModel": 3,
-    "BadIndex": 3, "TooSlow": 2,
+    "BadIndex": 3, "TooSlow": 2, "Forbidden": 1,
     "IndexMismatch": 3, "BrokenIndex": 3, "Unavailable": 4, "Overloaded": 4, "EngineFailed": 4, "StoreFailed": 4,
     "NotSaved": 4, "Offline": 4, "ChatkitError": 1, "Unauthorized": 1, "Conflict": 1, "ModelError": 1, "BrokenModel": 1,
 }  # fmt: skip

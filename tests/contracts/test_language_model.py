@@ -172,10 +172,12 @@ async def test_a_stop_word_that_begins_and_ends_within_tokens_cuts_exactly_there
 
 
 async def test_a_stop_word_that_ends_in_a_space_or_line_end_leaves_nothing_of_itself(model) -> None:
-    plain, _, _ = await read(model, prompt(model), max_new_tokens=24)
+    asked = prompt(model, "Write a numbered list of five fruits, one a line.")
+    plain, _, _ = await read(model, asked, max_new_tokens=40)
     line = plain.index("\n") + 1
-    for word in (f"{plain.split()[3]} ", plain[line - 5 : line]):
-        text, _, last = await read(model, prompt(model), words=[word], max_new_tokens=24)
+    space = plain.index(" ", 5) + 1
+    for word in (plain[space - 3 : space], plain[line - 4 : line]):
+        text, _, last = await read(model, asked, words=[word], max_new_tokens=40)
         assert (text, last.finish_reason) == (plain[: plain.index(word)], "stop")
 
 
