@@ -71,21 +71,13 @@ class Connection:
     """
 
     def __init__(self, name: str, *, region: str = "", endpoint: str = "") -> None:
-        try:
-            import boto3
-            from botocore import exceptions
-        except ImportError:
-            raise MissingExtra("boto3", "aws") from None
-        # At DEBUG botocore logs the body of each request, and with it messages and answers.
-        if logging.getLogger("botocore").level == logging.NOTSET:
-            logging.getLogger("botocore").setLevel(logging.WARNING)
+        boto3, exceptions = load_sdk()
         self.name = name
         self._errors = exceptions
         self._endpoint = endpoint
         try:
             session = boto3.session.Session(region_name=region or None)
-            # The machines that AWS runs for others name their region in AWS_REGION, which the SDK does not read.
-            self._region = session.region_name or os.environ.get("AWS_REGION")
+            self._region = region_of(session)
             self.client = session.client(
                 "dynamodb", region_name=self._region, endpoint_url=endpoint or None, config=_config()
             )
@@ -200,6 +192,29 @@ class Connection:
         if code:
             log.error("DynamoDB table %s: %s", self.name, _words(error))
         return StoreFailed(f"the session store did not answer ({code or kind}); send the request again later")
+
+
+def load_sdk() -> tuple[Any, Any]:
+    """Return boto3 and botocore's exceptions, the SDK's own log kept from telling what is sent and answered.
+
+    Raises:
+        MissingExtra: boto3 is not installed.
+    """
+    try:
+        import boto3
+        from botocore import exceptions
+    except ImportError:
+        raise MissingExtra("boto3", "aws") from None
+    # At DEBUG botocore logs the body of each request and answer, and with it messages, answers and keys.
+    if logging.getLogger("botocore").level == logging.NOTSET:
+        logging.getLogger("botocore").setLevel(logging.WARNING)
+    return boto3, exceptions
+
+
+def region_of(session: Any) -> str | None:
+    """Return the AWS region of an SDK's session, as the machine names it where nobody else does."""
+    # The machines that AWS runs for others name their region in AWS_REGION, which the SDK does not read.
+    return session.region_name or os.environ.get("AWS_REGION")
 
 
 def code_of(error: BaseException | None) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit.errors import ChatkitError, ConfigError, MissingExtra, StoreFailed
-from chatkit.sessions.connection import code_of
+from chatkit.sessions.connection import code_of, load_sdk, region_of
 from chatkit.sessions.sealing import KEY_BYTES
 from chatkit.sessions.session_keys import CannotUnwrap, MasterKey
 
@@ -137,15 +137,9 @@ class KmsKey:
     """
 
     def __init__(self, key: str, *, region: str = "") -> None:
-        try:
-            import boto3
-            from botocore import exceptions
-            from botocore.config import Config
-        except ImportError:
-            raise MissingExtra("boto3", "aws") from None
-        # At DEBUG botocore logs the answers, and with them keys.
-        if logging.getLogger("botocore").level == logging.NOTSET:
-            logging.getLogger("botocore").setLevel(logging.WARNING)
+        boto3, exceptions = load_sdk()
+        from botocore.config import Config
+
         self._key = key
         self._errors = exceptions
         own = _ARN.match(key)
@@ -157,9 +151,7 @@ class KmsKey:
         )
         try:
             session = boto3.session.Session(region_name=own.group(1) if own else region or None)
-            # The machines that AWS runs for others name their region in AWS_REGION, which the SDK does not read.
-            where = session.region_name or os.environ.get("AWS_REGION")
-            self._client = session.client("kms", region_name=where, config=config)
+            self._client = session.client("kms", region_name=region_of(session), config=config)
         except (exceptions.BotoCoreError, ValueError) as error:
             raise self._explained(error) from error
 

@@ -2,14 +2,8 @@
 
 import pytest
 
+from tests.clock import Clock
 from tests.contracts.stores import STORES, opened
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -13,21 +13,13 @@ from chatkit.sessions.dynamodb import DynamoDBStore
 from chatkit.settings import load_settings
 from chatkit.testing import KeywordModerator
 from tests import ministack
+from tests.clock import Clock
 from tests.faults.proxy import Proxy
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(1_700_000_000.0)
 
 
 @pytest.fixture

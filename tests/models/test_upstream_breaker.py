@@ -6,18 +6,12 @@ from email.utils import format_datetime
 import pytest
 
 from chatkit.models.upstream_breaker import FAILURES, FIRST_WAIT, MOST_WAIT, Breaker, retry_after, wait_before
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pytest
 
 from chatkit.sessions.sqlite import SQLiteStore
+from tests.clock import Clock
 
 
 @pytest.fixture
@@ -15,13 +16,6 @@ def store(file):
     opened = SQLiteStore(file)
     yield opened
     opened.close()
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

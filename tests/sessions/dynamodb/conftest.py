@@ -6,16 +6,8 @@ import pytest
 
 from chatkit.sessions.dynamodb import DynamoDBStore
 from tests import ministack
+from tests.clock import Clock
 from tests.faults.proxy import Proxy, operation_of
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
