@@ -20,7 +20,7 @@ from chatkit.retrieval.apart import PageReader
 from chatkit.retrieval.chunking import CHUNKER, Chunk, Chunking, cut
 from chatkit.retrieval.document import Unreadable
 from chatkit.retrieval.gathering import Gathered, Skipped, gather
-from chatkit.retrieval.manifest import Manifest
+from chatkit.retrieval.manifest import EncoderEntry, FusionEntry, Manifest, VectorsEntry
 from chatkit.retrieval.parsing import parse
 
 # Chunks embedded between two reports of progress.
@@ -133,7 +133,11 @@ def build_index(
             passages=manifest.passages,
             embedded=embedded,
             duplicates=manifest.duplicates,
-            skipped=tuple(Skipped(**entry) for entry in manifest.skipped),
+            skipped=tuple(
+                Skipped(row.source, row.skipped)
+                for row in writing.read_sources(index.version_folder(version))
+                if row.skipped
+            ),
             seconds=round(time.monotonic() - started, 3),
         )
 
@@ -142,15 +146,17 @@ def _plan(name: str, encoder: IndexingEncoder, options: Chunking, gathered: Gath
     """Return the manifest as far as it is known before anything is embedded."""
     return Manifest(
         name=name,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        metric="cosine",
+        encoder=EncoderEntry(encoder.fingerprint, getattr(encoder, "name", ""), encoder.dim),
+        vectors=VectorsEntry("flat", "Flat"),
+        lexical=None,
+        fusion=FusionEntry(),
         chunker=CHUNKER,
         chunking={"max_tokens": options.max_tokens},
         documents=0,
         passages=0,
         duplicates=0,
-        skipped=(),
+        near_duplicates=0,
+        skipped=0,
         sources_sha256=gathered.digest,
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         built_by=f"chatkit {chatkit.__version__}",
@@ -178,12 +184,13 @@ def _build(
     tell: Callable[[Progress], None],
 ) -> tuple[Manifest, Path]:
     index.remove_leftovers()
-    chunks, plan = _cut_all(gathered, plan, options, encoder, tell)
-    vectors = _embed(chunks, encoder, len(gathered.files), len(plan.skipped), tell)
+    chunks, plan, rows = _cut_all(gathered, plan, options, encoder, tell)
+    vectors = _embed(chunks, encoder, len(gathered.files), plan.skipped, tell)
     try:
         with index.building() as beside:
-            files = writing.write_files(beside, chunks, vectors)
-            manifest = replace(plan, passages=len(chunks), files=files)
+            files, entry = writing.write_both(beside, chunks, vectors)
+            files.append(writing.write_sources(beside, rows))
+            manifest = replace(plan, passages=len(chunks), vectors=entry, files=writing.entries(beside, files))
             manifest.write(beside)
             _check(beside, manifest, chunks, vectors)
             return manifest, index.publish(beside, keep=versions.to_keep(index, plan.fingerprint))
@@ -200,9 +207,10 @@ def _cut_all(
     options: Chunking,
     encoder: IndexingEncoder,
     tell: Callable[[Progress], None],
-) -> tuple[list[Chunk], Manifest]:
+) -> tuple[list[Chunk], Manifest, list[writing.SourceRow]]:
     """Cut every file; one that cannot be read is noted with its reason and left out."""
     skipped = list(gathered.skipped)
+    rows: list[writing.SourceRow] = []
     chunks: dict[bytes, Chunk] = {}
     documents = duplicates = 0
     with PageReader() as pages:
@@ -216,6 +224,7 @@ def _cut_all(
                 skipped.append(Skipped(file.source, str(error)))
             else:
                 documents += 1
+                rows.append(writing.SourceRow(file.source, "", 1, len(pieces)))
                 for piece in pieces:
                     if chunks.setdefault(piece.sameness, piece) is not piece:
                         duplicates += 1
@@ -223,8 +232,9 @@ def _cut_all(
     if not chunks:
         reasons = "; ".join(f"{entry.source} {entry.reason}" for entry in skipped[:3]) or "no files were found"
         raise BadIndex(f"nothing to index: {reasons}; name Markdown, HTML or text files, or folders that hold some")
-    noted = tuple({"source": entry.source, "reason": entry.reason} for entry in skipped)
-    return list(chunks.values()), replace(plan, documents=documents, duplicates=duplicates, skipped=noted)
+    rows += [writing.SourceRow(entry.source, skipped=entry.reason) for entry in skipped]
+    plan = replace(plan, documents=documents, duplicates=duplicates, skipped=len(skipped))
+    return list(chunks.values()), plan, rows
 
 
 def _embed(
@@ -249,9 +259,10 @@ def _check(folder: Path, manifest: Manifest, chunks: list[Chunk], vectors: NDArr
     """
     try:
         Manifest.read(folder).verify(folder, hashes=True)
-        index, _ = writing.read_both(folder, manifest)
+        index, table = writing.read_both(folder, manifest)
     except BrokenIndex as error:
         raise BrokenIndex(f"{error}; the version before it is untouched; check the disk and run again") from error
+    table.close()
     for row in {0, len(chunks) // 2, len(chunks) - 1}:
         scores, _ = index.search(vectors[row : row + 1], 1)
         if not scores[0, 0] > 1 - 1e-3:

@@ -60,6 +60,8 @@ class Chunk:
     start: int
     end: int
     text: str
+    document: str = ""
+    page: int = 0
 
     @property
     def id(self) -> str:
@@ -84,7 +86,7 @@ def cut(document: Document, chunking: Chunking, count: CountTokens) -> Iterator[
         for start, end in _spans(document.text, section.start, section.end, chunking.max_tokens, count):
             text = document.text[start:end]
             if _WORD.search(text):
-                yield Chunk(document.source, document.title, section.heading, start, end, text)
+                yield Chunk(document.source, document.title, section.heading, start, end, text, document.source)
 
 
 def _spans(text: str, start: int, end: int, budget: int, count: CountTokens) -> list[tuple[int, int]]:
