@@ -56,7 +56,7 @@ def open_encoder(
 
 
 class MeanPoolingEncoder:
-    """An open encoder with one thread of its own; implements `protocols.Embedder`.
+    """An open encoder with one thread of its own; implements `protocols.PassageEncoder`.
 
     Calls that wait at the same time share forward passes. A text longer than `max_tokens` is read up to there.
     """
@@ -87,6 +87,31 @@ class MeanPoolingEncoder:
     def max_tokens(self) -> int:
         """Tokens of a text that are read, special tokens included."""
         return self._checkpoint.max_tokens
+
+    @property
+    def pooling(self) -> str:
+        """How one vector is made of the tokens'."""
+        return "mean"
+
+    @property
+    def normalised(self) -> bool:
+        """Whether every vector has length one."""
+        return True
+
+    @property
+    def metric(self) -> Literal["cosine", "ip"]:
+        """What two vectors are compared by."""
+        return "cosine"
+
+    @property
+    def query_prefix(self) -> str:
+        """What the model expects before a query."""
+        return ""
+
+    @property
+    def passage_prefix(self) -> str:
+        """What the model expects before a passage."""
+        return ""
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens `text` has, special tokens included, however long it is."""
