@@ -36,12 +36,19 @@ class Chunking:
         max_tokens: most tokens of a chunk as the encoder counts them, title and section not included. On dense
             technical prose 120 puts the answer among three passages more often than 160 or 220, in a shorter prompt.
             A number larger than any section gives one chunk a section.
+        drop_duplicates: leave out a chunk whose words are those of one before it.
+        drop_near_duplicates: leave out a chunk nearly all of whose words stand together in one before it.
     """
 
     max_tokens: int = 120
+    drop_duplicates: bool = True
+    drop_near_duplicates: bool = True
 
     def __post_init__(self) -> None:
-        """Check the bound."""
+        """Check the types and the bound."""
+        for name in ("drop_duplicates", "drop_near_duplicates"):
+            if getattr(self, name) not in (False, True):
+                raise ConfigError(f"chunking.{name} is {getattr(self, name)!r}, expected true or false")
         if not isinstance(self.max_tokens, int) or not 16 <= self.max_tokens <= _MOST_TOKENS:
             raise ConfigError(
                 f"chunking.max_tokens is {self.max_tokens!r}, expected a whole number from 16 to {_MOST_TOKENS}"
@@ -88,8 +95,13 @@ class Chunk:
     @property
     def embedded(self) -> str:
         """What the encoder reads: where the chunk stands, then the chunk."""
-        place = " > ".join(part for part in (self.title, self.section) if part)
-        return f"{place[:_MAX_PREFIX]}\n{self.text}"
+        return self.embedded_of(self.title, self.section, self.text)
+
+    @staticmethod
+    def embedded_of(title: str, section: str, text: str) -> str:
+        """Return `embedded` of a chunk of which no more is known."""
+        place = " > ".join(part for part in (title, section) if part)
+        return f"{place[:_MAX_PREFIX]}\n{text}"
 
     @property
     def sameness(self) -> bytes:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from chatkit.retrieval.building.keys import KEY_BYTES, Keys, KeyTable
 
 FOLDER = "cache"
+SUFFIX = ".vectors"
 _MAGIC = b"ckvec\0\0\1"
 _HEADER = struct.Struct("<8sI32sI")  # magic, dimensions, SHA-256 of the fingerprint, CRC-32 of what stands before it
 _BLOCK = struct.Struct("<4sIII")  # mark, vectors, CRC-32 of the payload, CRC-32 of what stands before it
@@ -31,7 +32,7 @@ Vectors = NDArray[np.float32]
 
 def file_of(index_folder: Path, fingerprint: str) -> Path:
     """Return where an index keeps the vectors that one encoder made."""
-    return index_folder / FOLDER / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}.vectors"
+    return index_folder / FOLDER / f"{hashlib.sha256(fingerprint.encode()).hexdigest()[:16]}{SUFFIX}"
 
 
 class VectorCache:
