@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 import chatkit
 from chatkit.errors import BadIndex, BrokenIndex
 from chatkit.retrieval import layout, versions, writing
-from chatkit.retrieval.apart import PageReader
+from chatkit.retrieval.apart import Reader
 from chatkit.retrieval.chunking import CHUNKER, Chunk, Chunking, cut
 from chatkit.retrieval.document import Unreadable
-from chatkit.retrieval.gathering import Gathered, Skipped, gather
+from chatkit.retrieval.entries import Skipped, SourceEntry
+from chatkit.retrieval.gathering import Gathered, gather
 from chatkit.retrieval.manifest import Manifest
-from chatkit.retrieval.parsing import parse
 
 # Chunks embedded between two reports of progress.
 _EMBED_SLICE = 128
@@ -91,6 +91,7 @@ def build_index(
     name: str,
     encoder: IndexingEncoder,
     chunking: Mapping[str, int] | None = None,
+    entries: Sequence[SourceEntry] = (),
     progress: Callable[[Progress], None] | None = None,
 ) -> BuildReport:
     """Build the index `name` from files, folders and glob patterns, unless it is up to date.
@@ -101,6 +102,7 @@ def build_index(
         name: a folder name in it.
         encoder: its fingerprint is noted; only the same encoder can query the index.
         chunking: options of `Chunking`.
+        entries: sources that are no files.
         progress: called in this thread, after every file and every few chunks.
 
     Raises:
@@ -115,7 +117,7 @@ def build_index(
     tell = progress or (lambda _: None)
     index = layout.IndexFolder(indexes, name)
     with index.locked():
-        gathered = gather(sources, tell=lambda done, total: tell(Progress("read", done, total)))
+        gathered = gather(sources, others=entries, tell=lambda done, total: tell(Progress("read", done, total)))
         plan = _plan(name, encoder, options, gathered)
         live = _live_if_same(index, plan)
         if live is not None:
@@ -179,7 +181,7 @@ def _build(
 ) -> tuple[Manifest, Path]:
     index.remove_leftovers()
     chunks, plan = _cut_all(gathered, plan, options, encoder, tell)
-    vectors = _embed(chunks, encoder, len(gathered.files), len(plan.skipped), tell)
+    vectors = _embed(chunks, encoder, len(gathered.entries), len(plan.skipped), tell)
     try:
         with index.building() as beside:
             files = writing.write_files(beside, chunks, vectors)
@@ -205,24 +207,26 @@ def _cut_all(
     skipped = list(gathered.skipped)
     chunks: dict[bytes, Chunk] = {}
     documents = duplicates = 0
-    with PageReader() as pages:
-        for done, file in enumerate(gathered.files, start=1):
+    with Reader() as reader:
+        for done, file in enumerate(gathered.entries, start=1):
+            found = 0
             try:
-                document = parse(file.path, file.source, file.content, read_html=pages.read)
-                pieces = list(cut(document, options, encoder.count_tokens_of))
-                if not pieces:
+                for document in file.documents(reader):
+                    documents += 1
+                    for piece in cut(document, options, encoder.count_tokens_of):
+                        found += 1
+                        if chunks.setdefault(piece.sameness, piece) is not piece:
+                            duplicates += 1
+                if not found:
+                    documents -= 1
                     raise Unreadable("has headings only, nothing to retrieve")
             except Unreadable as error:
                 skipped.append(Skipped(file.source, str(error)))
-            else:
-                documents += 1
-                for piece in pieces:
-                    if chunks.setdefault(piece.sameness, piece) is not piece:
-                        duplicates += 1
-            tell(Progress("cut", done, len(gathered.files), chunks=len(chunks), skipped=len(skipped)))
+            tell(Progress("cut", done, len(gathered.entries), chunks=len(chunks), skipped=len(skipped)))
+        skipped += reader.left_out
     if not chunks:
         reasons = "; ".join(f"{entry.source} {entry.reason}" for entry in skipped[:3]) or "no files were found"
-        raise BadIndex(f"nothing to index: {reasons}; name Markdown, HTML or text files, or folders that hold some")
+        raise BadIndex(f"nothing to index: {reasons}; name files of a kind that is read, or folders that hold some")
     noted = tuple({"source": entry.source, "reason": entry.reason} for entry in skipped)
     return list(chunks.values()), replace(plan, documents=documents, duplicates=duplicates, skipped=noted)
 
