@@ -145,7 +145,7 @@ def test_nothing_to_index_is_an_error_with_reasons(corpus, build, indexes):
     (corpus.parent / "only" / "bad.md").write_bytes(b"\xff")
     with pytest.raises(BadIndex, match=r"nothing to index: only/bad\.md is not UTF-8"):
         build("only")
-    with pytest.raises(BadIndex, match=r"matches no Markdown, HTML or text file"):
+    with pytest.raises(BadIndex, match=r"matches no file of a kind that is read"):
         build("corpus/*.rst")
 
 

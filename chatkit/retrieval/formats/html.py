@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from chatkit.retrieval.charset import decode
-from chatkit.retrieval.document import Outline, Section, Unreadable
+from chatkit.retrieval.document import Outline, Page, Unreadable
 
 SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 
@@ -37,15 +36,6 @@ _VOID = _tags("area base br col embed hr img input link meta param source track 
 # A longer heading is one that was never closed: its words are text. Characters.
 _LONGEST_HEADING = 300
 _DEEPEST_INDENT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What a page shows; `title` is empty where it has none."""
-
-    title: str
-    text: str
-    sections: tuple[Section, ...]
 
 
 def read(content: bytes) -> Page:
