@@ -1,7 +1,7 @@
 """Sources to an index directory, swapped in whole: `<indexes>/<name>/<version>/` and a pointer to the live version.
 
-A build has three stages: sources are cut to chunks on the disk, chunks without a vector are embedded, and the version is
-written from both. One that fails or is killed leaves the live version as it was, and the next one goes on where it
+A build has three stages: sources are cut to chunks on the disk, chunks without a vector are embedded, and the version
+is written from both. One that fails or is killed leaves the live version as it was, and the next one goes on where it
 stopped: staged chunks are taken over, and every vector that was made is in the cache.
 """
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatkit.errors import BadIndex, ChatkitError, IndexMismatch, Unavailable
-from chatkit.retrieval import layout
+from chatkit.retrieval import layout, versions
 from chatkit.retrieval.building import collecting, cutting, merging, version, workplace
 from chatkit.retrieval.building.cache import VectorCache, file_of
 from chatkit.retrieval.building.cutting import Share, Sources
-from chatkit.retrieval.building.earlier import earlier_chunks
+from chatkit.retrieval.building.earlier import LiveChunks
 from chatkit.retrieval.building.embedding import Embedding, IndexingEncoder, InProcess, embed_missing
 from chatkit.retrieval.building.plan import (
     BuildOptions,
@@ -37,12 +37,13 @@ __all__ = ["BuildOptions", "BuildReport", "Progress", "build_index", "merge_shar
 
 
 def build_index(
-    sources: Sequence[str | Path | SourceEntry],
+    sources: Sequence[str | Path],
     indexes: Path,
     *,
     name: str,
     encoder: IndexingEncoder,
     chunking: Mapping[str, int] | None = None,
+    entries: Sequence[SourceEntry] = (),
     options: BuildOptions | None = None,
     embedding: Embedding | None = None,
     progress: Tell | None = None,
@@ -55,6 +56,7 @@ def build_index(
         name: a folder name in it.
         encoder: its fingerprint is noted; only the same encoder can query the index.
         chunking: options of `Chunking`, in place of those in `options`.
+        entries: sources that are no files.
         options: everything else.
         embedding: where texts become vectors; in this process unless told, with `encoder` either way.
         progress: called in this thread, after every file and every batch.
@@ -71,7 +73,7 @@ def build_index(
     meter = Meter(progress)
     index = layout.IndexFolder(indexes, name)
     with index.locked():
-        found = cutting.find(sources, meter)
+        found = cutting.find(sources, entries, meter)
         plan = {**plan_of(encoder, options.chunking), "sources_sha256": cutting.digest_of(cutting.planned_rows(found))}
         job = _Job(index, plan, encoder, embedding or InProcess(encoder), options, meter, started)
         return job.run(lambda stage: job.cut(found, stage))
@@ -157,7 +159,7 @@ class _Job:
         live = self._live()
         earlier = None
         if live is not None and version.cuts_alike(live[1], self.plan):
-            earlier = earlier_chunks(self.index.version_folder(live[0]), live[1])
+            earlier = LiveChunks(self.index.version_folder(live[0]))
         count = self.encoder.count_tokens_of
         self.meter.begin("cut")
         cutting.cut_all(found, stage, self.options.chunking, count, self.meter, share=Share(), earlier=earlier)
@@ -172,15 +174,12 @@ class _Job:
             merging.import_vectors(self.shards, cache, prefix, self.meter)
             self.meter.begin("embed")
             total, batch = staged.counts.passages, self.options.batch
-            embedded = embed_missing(
-                staged.spool, total, cache, self.encoder, self.embedding, self.meter, batch=batch
-            )
+            embedded = embed_missing(staged.spool, total, cache, self.encoder, self.embedding, self.meter, batch=batch)
             self.meter.begin("write")
-            manifest = version.write(
-                place.folder, self.index.name, staged, cache, self.plan, self.options, self.encoder, self.meter
-            )
+            manifest = version.write(place.folder, self.index.name, staged, cache, self.plan, self.options, self.meter)
+            kept = versions.to_keep(self.index, self.encoder.fingerprint, self.options.keep)
             much = len(cache) > collecting.MOST_SPARE * total
-        folder = self.index.publish(place.cleared(), keep=self.options.keep)
+        folder = self.index.publish(place.cleared(), keep=kept)
         if much:
             collecting.trim_cache(self.index)
         return self._report(folder.name, manifest, embedded, up_to_date=False)
@@ -211,13 +210,13 @@ class _Job:
             duplicates=manifest.duplicates,
             near_duplicates=manifest.near_duplicates,
             vectors=manifest.vectors.kind,
-            skipped=tuple(Skipped(**entry) for entry in manifest.skipped),
+            skipped=version.skipped_in(self.index.version_folder(live)),
             seconds=round(time.monotonic() - self.started, 3),
         )
 
 
 def _nothing(staged: Staging) -> BadIndex:
-    reasons = "; ".join(f"{entry.source} {entry.reason}" for entry in skipped_of(staged)[:3]) or "no files were found"
-    return BadIndex(
-        f"nothing to index: {reasons}; name files of a kind that is read, or folders that hold some"
+    reasons = (
+        "; ".join(f"{entry.source} {entry.reason}" for entry in skipped_of(staged.rows)[:3]) or "no files were found"
     )
+    return BadIndex(f"nothing to index: {reasons}; name files of a kind that is read, or folders that hold some")

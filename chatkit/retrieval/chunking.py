@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 from chatkit.errors import ConfigError
 from chatkit.retrieval.document import Document
@@ -65,7 +66,8 @@ class Chunking:
         for name in options or {}:
             if name not in known:
                 raise ConfigError(f"chunking has {name!r}, expected only {', '.join(map(repr, known))}")
-        return cls(**(options or {}))
+        given: dict[str, Any] = dict(options or {})
+        return cls(**given)
 
 
 @dataclass(frozen=True, slots=True)

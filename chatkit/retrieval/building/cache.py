@@ -206,4 +206,3 @@ def trim(file: Path, fingerprint: str, dim: int, wanted: KeyTable) -> tuple[int,
 def _header(fingerprint: str, dim: int) -> bytes:
     start = _HEADER.pack(_MAGIC, dim, hashlib.sha256(fingerprint.encode()).digest(), 0)[:-4]
     return start + struct.pack("<I", zlib.crc32(start))
-

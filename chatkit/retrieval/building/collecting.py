@@ -1,6 +1,5 @@
 """What an index keeps besides its live version, and taking away what nothing needs any more."""
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ class Collected:
 def collect(indexes: Path, name: str, *, keep: int) -> Collected:
     """Remove all but the live version and the `keep` newest before it, what killed builds left, and spare vectors.
 
-    A killed build whose rest is removed begins anew when it is run again, but for its vectors where a version uses them.
+    A killed build whose rest is removed begins anew when it is run again, but for vectors that a version uses.
 
     Raises:
         InvalidRequest: the name cannot be an index's.

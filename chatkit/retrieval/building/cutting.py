@@ -62,17 +62,15 @@ class Earlier(Protocol):
         ...
 
 
-def find(sources: Sequence[str | Path | SourceEntry], meter: Meter) -> Sources:
+def find(sources: Sequence[str | Path], entries: Sequence[SourceEntry], meter: Meter) -> Sources:
     """Name every source: paths, folders and patterns are looked up, entries are taken as they are.
 
     Raises:
         InvalidRequest: a path without wildcards does not exist.
     """
-    paths = [source for source in sources if isinstance(source, str | Path)]
-    entries: list[SourceEntry] = [source for source in sources if not isinstance(source, str | Path)]
-    gathered = gather(paths, tell=meter.reading)
-    entries += gathered.files
-    return Sources(tuple(sorted(entries, key=lambda entry: entry.source)), gathered.skipped)
+    gathered = gather(sources, tell=meter.reading)
+    found: list[SourceEntry] = [*gathered.files, *entries]
+    return Sources(tuple(sorted(found, key=lambda entry: entry.source)), gathered.skipped)
 
 
 def digest_of(rows: Sequence[SourceRow]) -> str:
@@ -90,8 +88,10 @@ def digest_of(rows: Sequence[SourceRow]) -> str:
 def planned_rows(sources: Sources) -> list[SourceRow]:
     """Return a row for each source before any is read; one that cannot be opened counts by its reason."""
     rows = [SourceRow(entry.source, entry.digest) for entry in sources.entries]
-    for entry in sources.skipped:
-        rows.append(SourceRow(entry.source, hashlib.sha256(entry.reason.encode()).hexdigest(), reason=entry.reason))
+    rows += (
+        SourceRow(entry.source, hashlib.sha256(entry.reason.encode()).hexdigest(), reason=entry.reason)
+        for entry in sources.skipped
+    )
     return rows
 
 

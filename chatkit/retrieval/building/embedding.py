@@ -51,7 +51,7 @@ class IndexingEncoder(Protocol):
 
     @property
     def metric(self) -> str:
-        """"cosine" or "ip"."""
+        """What two vectors are compared by: "cosine" or "ip"."""
         ...
 
     @property

@@ -109,7 +109,7 @@ def rows_of(shards: Sequence[Shard]) -> list[SourceRow]:
 
 
 def _parts(shards: Sequence[Shard]) -> list[SourceRow]:
-    parts = {}
+    parts: dict[tuple[str, str], SourceRow] = {}
     for row in itertools.chain.from_iterable(shard.rows() for shard in shards):
         if row.part:
             parts.setdefault((row.source, row.reason), row)

@@ -126,7 +126,9 @@ def _connected(ray: Any, address: str | None, workers: int, cpus: float) -> Iter
             ray.init(address=address, logging_level="warning", log_to_driver=False)
         else:
             # One more than the workers take: reading the texts in is a task too.
-            ray.init(num_cpus=int(workers * cpus) + 1, include_dashboard=False, logging_level="warning", log_to_driver=False)
+            ray.init(
+                num_cpus=int(workers * cpus) + 1, include_dashboard=False, logging_level="warning", log_to_driver=False
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise Unavailable(f"Ray cannot be reached at {address or 'this machine'} ({error}); start it first") from error
     try:

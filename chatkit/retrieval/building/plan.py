@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import chatkit
 from chatkit.errors import BadIndex
 from chatkit.retrieval.building.embedding import BATCH, IndexingEncoder
-from chatkit.retrieval.building.workplace import Staging
+from chatkit.retrieval.building.staging import SourceRow
 from chatkit.retrieval.chunking import CHUNKER, Chunking
 from chatkit.retrieval.entries import Skipped
 
@@ -26,14 +26,14 @@ class BuildOptions:
     Attributes:
         chunking: how documents are cut and whether duplicates are dropped.
         vectors: kind of the Faiss index; chosen by the number of passages where empty.
-        recall: share of the exact nearest neighbours that a chosen kind is to find; 0 for the usual.
+        recall: share of the exact nearest neighbours that a search is to find, 0 to 1.
         keep: older versions that are kept beside the new one.
         batch: chunks embedded between two writes to the cache.
     """
 
     chunking: Chunking = field(default_factory=Chunking)
     vectors: str = ""
-    recall: float = 0.0
+    recall: float = 0.98
     keep: int = 1
     batch: int = BATCH
 
@@ -103,9 +103,9 @@ def digest_of(plan: Plan, **more: Any) -> str:
     return hashlib.sha256(json.dumps({**plan, **more}, sort_keys=True).encode()).hexdigest()
 
 
-def skipped_of(staged: Staging) -> tuple[Skipped, ...]:
+def skipped_of(rows: Sequence[SourceRow]) -> tuple[Skipped, ...]:
     """Return what is not in the index, by name."""
-    return tuple(sorted((Skipped(row.source, row.reason) for row in staged.rows if row.reason), key=lambda s: s.source))
+    return tuple(sorted((Skipped(row.source, row.reason) for row in rows if row.reason), key=lambda s: s.source))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ class Progress:
     """How far a build is.
 
     Attributes:
-        stage: "read" takes the digests of the files, "cut" makes chunks of them, "embed" and "write" go over the chunks.
+        stage: "read" takes the digests of the files, "cut" makes chunks, "embed" and "write" go over the chunks.
         files: done in the first two stages; in the others all of them.
         chunks: made so far while cutting, then done of `chunks_total`, which is 0 until all files are cut.
         embedded: chunks that the encoder ran on; the others have their vectors from an earlier build.
@@ -74,9 +74,7 @@ class Meter:
         rate, _ = self._rate(done if embedded is None else embedded)
         eta = (total - done) / rate if rate else None
         self._say(
-            replace(
-                self.so_far, chunks=done, chunks_total=total, embedded=embedded or 0, chunks_per_s=rate, eta_s=eta
-            )
+            replace(self.so_far, chunks=done, chunks_total=total, embedded=embedded or 0, chunks_per_s=rate, eta_s=eta)
         )
 
     def _rate(self, done: int) -> tuple[float, float]:

@@ -29,12 +29,13 @@ from chatkit.retrieval.entries import SourceEntry
 
 
 def embed_shard(
-    sources: Sequence[str | Path | SourceEntry],
+    sources: Sequence[str | Path],
     out: Path,
     *,
     share: Share,
     encoder: IndexingEncoder,
     is_split: bool = False,
+    entries: Sequence[SourceEntry] = (),
     options: BuildOptions | None = None,
     embedding: Embedding | None = None,
     progress: Tell | None = None,
@@ -47,6 +48,7 @@ def embed_shard(
         share: which shard of how many.
         encoder: the same for all shards.
         is_split: the sources were shared out already, by whatever brought them here.
+        entries: sources that are no files.
         options: chunking and batch; near duplicates are dropped when the shards are merged.
         embedding: as in `build_index`.
         progress: called in this thread, after every file and every batch.
@@ -59,7 +61,7 @@ def embed_shard(
     started = time.monotonic()
     options = options or BuildOptions()
     meter = Meter(progress)
-    found = cutting.find(sources, meter)
+    found = cutting.find(sources, entries, meter)
     plan = plan_of(encoder, options.chunking)
     digest = digest_of(plan, sources=cutting.digest_of(cutting.planned_rows(found)) or str(started), share=str(share))
     work = out / f".work-{folder_of(out, share).name}"
@@ -87,7 +89,7 @@ def embed_shard(
         passages=staged.counts.passages,
         embedded=embedded,
         duplicates=staged.counts.duplicates,
-        skipped=skipped_of(staged),
+        skipped=skipped_of(staged.rows),
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -100,7 +102,9 @@ def _alone(work: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise Unavailable(f"this shard is being made in {str(work.parent)!r} by another process; wait for it") from error
+        raise Unavailable(
+            f"this shard is being made in {str(work.parent)!r} by another process; wait for it"
+        ) from error
     try:
         yield
     finally:

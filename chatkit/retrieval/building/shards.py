@@ -12,20 +12,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chatkit.errors import BadIndex, BrokenIndex, InvalidRequest
+from chatkit.errors import BrokenIndex, InvalidRequest
 from chatkit.retrieval.building import spool, staging
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.cutting import Share
-from chatkit.retrieval.building.embedding import embedded_texts, with_vectors
-from chatkit.retrieval.building.keys import text_keys
+from chatkit.retrieval.building.embedding import with_vectors
 from chatkit.retrieval.building.progress import Meter
 from chatkit.retrieval.building.spool import SpoolWriter, Staged
-from chatkit.retrieval.building.staging import SourceRow, Stage
+from chatkit.retrieval.building.staging import SourceRow
 from chatkit.retrieval.building.workplace import SOURCES, Staging
 from chatkit.retrieval.checkpoint import sha256_of
 

@@ -164,5 +164,5 @@ def read_rows(file: Path) -> list[SourceRow]:
 def _schema() -> Any:
     import pyarrow
 
-    kinds = {"str": pyarrow.string(), "int": pyarrow.int64(), "bool": pyarrow.bool_()}
-    return pyarrow.schema([(spec.name, kinds[getattr(spec.type, "__name__", spec.type)]) for spec in fields(SourceRow)])
+    kinds: dict[Any, Any] = {str: pyarrow.string(), int: pyarrow.int64(), bool: pyarrow.bool_()}
+    return pyarrow.schema([(spec.name, kinds[spec.type]) for spec in fields(SourceRow)])

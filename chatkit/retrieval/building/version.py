@@ -11,14 +11,15 @@ from numpy.typing import NDArray
 
 import chatkit
 from chatkit.errors import BrokenIndex
-from chatkit.retrieval import vectors
+from chatkit.retrieval import kinds
 from chatkit.retrieval.building import embedding, spool, staging
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.keys import text_keys
-from chatkit.retrieval.building.plan import BuildOptions, Plan
+from chatkit.retrieval.building.plan import BuildOptions, Plan, skipped_of
 from chatkit.retrieval.building.progress import Meter
 from chatkit.retrieval.building.workplace import Staging
 from chatkit.retrieval.checkpoint import sha256_of
+from chatkit.retrieval.entries import Skipped
 from chatkit.retrieval.manifest import (
     SOURCES,
     EncoderEntry,
@@ -26,22 +27,27 @@ from chatkit.retrieval.manifest import (
     FusionEntry,
     Manifest,
     VectorsEntry,
+    broken,
 )
-from chatkit.retrieval.passages import PassageWriter
+from chatkit.retrieval.passages import Passages, PassageWriter
+from chatkit.retrieval.vector_writer import VectorWriter
+from chatkit.retrieval.vectors import Vectors as OpenVectors
 
 Vectors = NDArray[np.float32]
 
-# Vectors that a quantiser learns from, taken evenly from the whole index.
-_SAMPLE = 131_072
+# Passages that are looked for in a new version, and the share of its own score with which each has to be found: bytes
+# in place of numbers take some of it, and a search among lists may miss one and find its neighbour.
+_CHECKED = 8
+_LEAST_OWN = 0.9
 
 
-def kind_for(passages: int, plan: Plan, options: BuildOptions) -> vectors.VectorKind:
+def kind_for(passages: int, plan: Plan, options: BuildOptions) -> kinds.VectorKind:
     """Return how the vectors are stored: as the options say, else as their number asks for.
 
     Raises:
         ConfigError: the options name a kind that there is not.
     """
-    return vectors.choose(passages, plan["encoder"]["dim"], options.recall or vectors.RECALL, kind=options.vectors or None)
+    return kinds.choose(passages, plan["encoder"]["dim"], options.recall, kind=options.vectors)
 
 
 def is_of(manifest: Manifest, plan: Plan, options: BuildOptions) -> bool:
@@ -75,13 +81,13 @@ def write(
     """
     encoder = EncoderEntry(**plan["encoder"])
     kind = kind_for(staged.counts.passages, plan, options)
-    written = _write_legs(folder, staged, cache, encoder, kind, meter)
+    written, stored = _write_legs(folder, staged, cache, encoder, kind, options.recall, meter)
     staging.write_rows(folder / SOURCES, sorted(staged.rows, key=lambda row: (row.source, row.part, row.reason)))
     counts = staged.counts
     manifest = Manifest(
         name=name,
         encoder=encoder,
-        vectors=VectorsEntry(kind.name, kind.factory, dict(kind.search)),
+        vectors=stored,
         lexical=None,
         fusion=FusionEntry(),
         chunker=plan["chunker"],
@@ -101,40 +107,83 @@ def write(
     return manifest
 
 
+def skipped_in(folder: Path) -> tuple[Skipped, ...]:
+    """Return what is not in a version, by name.
+
+    Raises:
+        BrokenIndex: the version's list of sources cannot be read.
+    """
+    try:
+        return skipped_of(staging.read_rows(folder / SOURCES))
+    except (OSError, ValueError) as error:
+        raise broken(folder / SOURCES, f"cannot be read as Parquet ({error})") from error
+
+
 def _write_legs(
-    folder: Path, staged: Staging, cache: VectorCache, encoder: EncoderEntry, kind: vectors.VectorKind, meter: Meter
-) -> list[Path]:
-    """Write passages and vectors row by row in the same order; returns the files."""
+    folder: Path,
+    staged: Staging,
+    cache: VectorCache,
+    encoder: EncoderEntry,
+    kind: kinds.VectorKind,
+    recall: float,
+    meter: Meter,
+) -> tuple[list[Path], VectorsEntry]:
+    """Write passages and vectors, row by row in the same order; returns the files and how vectors are searched."""
     total = staged.counts.passages
     with (
         closing(PassageWriter(folder)) as passages,
-        closing(vectors.VectorWriter(folder, encoder.dim, kind, encoder.metric)) as rows,
+        closing(VectorWriter(folder, encoder.dim, kind, encoder.metric)) as rows,
     ):
-        if kind.is_trained:
-            rows.train(_sample(staged, cache, encoder.passage_prefix))
+        if kind.train_rows:
+            rows.train(_sample(staged, cache, encoder.passage_prefix, kind.train_rows))
         done = 0
         for chunks, their_vectors in embedding.with_vectors(staged.spool, cache, encoder.passage_prefix):
             passages.add([entry.chunk for entry in chunks])
             rows.add(their_vectors)
             done += len(chunks)
             meter.chunks(done, total)
-        return [*passages.finish(), rows.finish()]
+        files, stored = rows.finish(recall)
+        return [*passages.finish(), *files], stored
 
 
-def _sample(staged: Staging, cache: VectorCache, prefix: str) -> Vectors:
-    """Return vectors of chunks at even distances."""
-    every = max(1, staged.counts.passages // _SAMPLE)
+def _sample(staged: Staging, cache: VectorCache, prefix: str, wanted: int) -> Vectors:
+    """Return `wanted` vectors or a few more, of chunks at even distances."""
+    every = max(1, staged.counts.passages // wanted)
     row = 0
     found = []
     for chunks in spool.read(staged.spool):
-        taken = chunks[-row % every :: every]
+        found.append(_vectors_of(chunks[-row % every :: every], cache, prefix))
         row += len(chunks)
-        found.append(_vectors_of(taken, cache, prefix))
     return np.concatenate(found)
 
 
 def _vectors_of(chunks: Sequence[spool.Staged], cache: VectorCache, prefix: str) -> Vectors:
     return cache.vectors(cache.find(text_keys(embedding.embedded_texts(chunks, prefix))))
+
+
+def _check(folder: Path, manifest: Manifest, staged: Staging, cache: VectorCache) -> None:
+    """Read the new version back: hashes, row counts, and that stored chunks find themselves.
+
+    Raises:
+        BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
+    """
+    again = "the version before it is untouched; check the disk and run again"
+    try:
+        Manifest.read(folder).verify(folder, hashes=True)
+        with closing(Passages.open(folder, manifest)), closing(OpenVectors.open(folder, manifest)) as opened:
+            first = next(spool.read(staged.spool))[:_CHECKED]
+            own = _vectors_of(first, cache, manifest.encoder.passage_prefix)
+            # Several passages may have one vector: their scores are what has to be found, not their rows.
+            scores, _ = opened.search(own, 1)
+    except BrokenIndex as error:
+        raise BrokenIndex(f"{error}; {again}") from error
+    expected = np.ones(len(own)) if manifest.metric == "cosine" else (own * own).sum(axis=1)
+    worst = int(np.argmin(scores[:, 0] / expected))
+    if not scores[worst, 0] > _LEAST_OWN * expected[worst]:
+        raise BrokenIndex(
+            f"passage {worst} of the new index finds itself with a score of {scores[worst, 0]:.4f}, "
+            f"expected {expected[worst]:.4f}; {again}"
+        )
 
 
 def _built_by() -> str:

@@ -79,9 +79,7 @@ class Workplace:
                 return None
             if any(sha256_of(self.folder / name) != sha256 for name, sha256 in note["files"].items()):
                 return None
-            return Staging(
-                self.folder / _SPOOL, staging.read_rows(self.folder / SOURCES), Counts(**note["counts"])
-            )
+            return Staging(self.folder / _SPOOL, staging.read_rows(self.folder / SOURCES), Counts(**note["counts"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
