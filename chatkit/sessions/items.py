@@ -194,9 +194,13 @@ def text_hash(passage: Passage) -> str:
     return hashlib.sha256(passage.text.encode()).hexdigest()[:16]
 
 
+# Of hash, page and document, for the rows of older versions.
+_NOTHING: list[Any] = ["", 0, ""]
+
+
 def _passage(row: list[Any]) -> Passage:
     identity, title, source, section, start, end, score, *rest = row  # rows of older versions end sooner
-    text_hash, page, document = (*rest, *("", 0, "")[len(rest) :])
+    text_hash, page, document = rest + _NOTHING[len(rest) :]
     return Passage(identity, "", title, source, section, start, end, float(score), text_hash, int(page), document)
 
 
