@@ -9,11 +9,12 @@ from typing import Protocol
 from chatkit.retrieval.apart import Reader
 from chatkit.retrieval.building.progress import Meter
 from chatkit.retrieval.building.spool import Staged
-from chatkit.retrieval.building.staging import SourceRow, Stage
+from chatkit.retrieval.building.staging import Stage
 from chatkit.retrieval.chunking import Chunk, Chunking, CountTokens, cut
 from chatkit.retrieval.document import Document, Unreadable
 from chatkit.retrieval.entries import Skipped, SourceEntry
 from chatkit.retrieval.gathering import gather
+from chatkit.retrieval.writing import SourceRow
 
 # With fewer sources than this for each shard, the shards share out documents, for which all of them read everything.
 _SOURCES_A_SHARD = 16

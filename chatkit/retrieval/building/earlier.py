@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chatkit.retrieval.building import staging
+from chatkit.retrieval import writing
 from chatkit.retrieval.building.spool import Staged
-from chatkit.retrieval.building.staging import SourceRow
 from chatkit.retrieval.chunking import Chunk
 from chatkit.retrieval.entries import SourceEntry
-from chatkit.retrieval.manifest import PASSAGES, SOURCES
+from chatkit.retrieval.manifest import PASSAGES
+from chatkit.retrieval.writing import SourceRow
 
 _COLUMNS = ("source", "document", "title", "section", "page", "start", "end", "text")
 
@@ -26,11 +26,11 @@ class LiveChunks:
         """Read which sources the version has.
 
         Raises:
-            OSError: a file of it cannot be read, or is no Parquet.
+            BrokenIndex: a file of it cannot be read.
         """
         import pyarrow.parquet
 
-        rows = staging.read_rows(folder / SOURCES)
+        rows = writing.read_sources(folder)
         self._rows = {row.source: row for row in rows if row.digest and row.whole and not row.dropped and row.chunks}
         self._table = pyarrow.parquet.ParquetFile(str(folder / PASSAGES))
         sizes = (self._table.metadata.row_group(number).num_rows for number in range(self._table.num_row_groups))

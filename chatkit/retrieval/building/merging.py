@@ -12,7 +12,8 @@ from chatkit.retrieval.building.embedding import embedded_texts
 from chatkit.retrieval.building.keys import text_keys
 from chatkit.retrieval.building.progress import Meter
 from chatkit.retrieval.building.shards import CHUNKS, FILE, Shard
-from chatkit.retrieval.building.staging import SourceRow, Stage
+from chatkit.retrieval.building.staging import Stage
+from chatkit.retrieval.writing import SourceRow
 
 # Vectors that are taken over at a time, and chunks.
 _GROUP = 4096

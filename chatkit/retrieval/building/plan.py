@@ -11,9 +11,9 @@ from typing import Any
 import chatkit
 from chatkit.errors import BadIndex
 from chatkit.retrieval.building.embedding import BATCH, IndexingEncoder
-from chatkit.retrieval.building.staging import SourceRow
 from chatkit.retrieval.chunking import CHUNKER, Chunking
 from chatkit.retrieval.entries import Skipped
+from chatkit.retrieval.writing import SourceRow
 
 # What decides chunks and vectors, as it may stand in JSON.
 Plan = dict[str, Any]

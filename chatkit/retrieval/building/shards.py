@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from chatkit.errors import BrokenIndex, InvalidRequest
-from chatkit.retrieval.building import spool, staging
+from chatkit.retrieval import writing
+from chatkit.retrieval.building import spool
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.cutting import Share
 from chatkit.retrieval.building.embedding import with_vectors
 from chatkit.retrieval.building.progress import Meter
 from chatkit.retrieval.building.spool import SpoolWriter, Staged
-from chatkit.retrieval.building.staging import SourceRow
-from chatkit.retrieval.building.workplace import SOURCES, Staging
+from chatkit.retrieval.building.workplace import Staging
 from chatkit.retrieval.checkpoint import sha256_of
+from chatkit.retrieval.manifest import SOURCES
+from chatkit.retrieval.writing import SourceRow
 
 _FORMAT = 1
 CHUNKS = "chunks.parquet"
@@ -75,7 +77,7 @@ def write_shard(
         done += len(chunks)
         meter.chunks(done, staged.counts.passages)
     writer.close()
-    staging.write_rows(beside / SOURCES, staged.rows)
+    writing.write_sources(beside, staged.rows)
     files = {}
     for name in (CHUNKS, SOURCES):
         with (beside / name).open("rb") as stream:
@@ -136,7 +138,7 @@ class Shard:
 
     def rows(self) -> list[SourceRow]:
         """Return what became of each source that this shard read."""
-        return staging.read_rows(self.folder / SOURCES)
+        return writing.read_sources(self.folder)
 
     def chunks(self) -> Iterator[Staged]:
         """Yield its chunks in order."""

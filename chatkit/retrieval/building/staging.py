@@ -1,9 +1,8 @@
 """The first stage of a build: chunks in the order of the index, those that are there already left out, to the disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,35 +10,10 @@ from chatkit.retrieval.building.keys import KeyTable, keys_of
 from chatkit.retrieval.building.near import NearDuplicates
 from chatkit.retrieval.building.spool import SpoolWriter, Staged
 from chatkit.retrieval.chunking import Chunk, Chunking
+from chatkit.retrieval.writing import SourceRow
 
 # Chunks that are compared and written at a time.
 _TOGETHER = 512
-
-
-@dataclass(slots=True)
-class SourceRow:
-    """What became of one source.
-
-    Attributes:
-        digest: of its content; empty where that is not known.
-        documents: those that gave a chunk or a duplicate of one.
-        first_row: row of its first passage; its others follow.
-        chunks: passages of it that are in the index.
-        dropped: chunks of it that were left out as duplicates, near ones too.
-        whole: nothing in it was skipped.
-        reason: why it was skipped, all or in part; empty for one that was not.
-        part: it is a part of a source, named because it was skipped.
-    """
-
-    source: str
-    digest: str
-    documents: int = 0
-    first_row: int = 0
-    chunks: int = 0
-    dropped: int = 0
-    whole: bool = True
-    reason: str = ""
-    part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,34 +109,3 @@ class Stage:
         for (row, _), kept in zip(entries, keep, strict=True):
             row.dropped += not kept
         return [entry for entry, kept in zip(entries, keep, strict=True) if kept]
-
-
-def write_rows(file: Path, rows: Sequence[SourceRow]) -> None:
-    """Write `sources.parquet`.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    columns = {spec.name: [getattr(row, spec.name) for row in rows] for spec in fields(SourceRow)}
-    pyarrow.parquet.write_table(pyarrow.table(columns, schema=_schema()), str(file), compression="zstd")
-
-
-def read_rows(file: Path) -> list[SourceRow]:
-    """Read `sources.parquet`.
-
-    Raises:
-        OSError, pyarrow.ArrowException: it cannot be read.
-    """
-    import pyarrow.parquet
-
-    return [SourceRow(**row) for row in pyarrow.parquet.read_table(str(file), schema=_schema()).to_pylist()]
-
-
-def _schema() -> Any:
-    import pyarrow
-
-    kinds: dict[Any, Any] = {str: pyarrow.string(), int: pyarrow.int64(), bool: pyarrow.bool_()}
-    return pyarrow.schema([(spec.name, kinds[spec.type]) for spec in fields(SourceRow)])

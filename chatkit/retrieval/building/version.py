@@ -1,6 +1,5 @@
 """The third stage of a build: the files of a version from staged chunks and their vectors, checked by reading back."""
 
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -11,23 +10,19 @@ from numpy.typing import NDArray
 
 import chatkit
 from chatkit.errors import BrokenIndex
-from chatkit.retrieval import kinds
-from chatkit.retrieval.building import embedding, spool, staging
+from chatkit.retrieval import kinds, writing
+from chatkit.retrieval.building import embedding, spool
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.keys import text_keys
 from chatkit.retrieval.building.plan import BuildOptions, Plan, skipped_of
 from chatkit.retrieval.building.progress import Meter
 from chatkit.retrieval.building.workplace import Staging
-from chatkit.retrieval.checkpoint import sha256_of
 from chatkit.retrieval.entries import Skipped
 from chatkit.retrieval.manifest import (
-    SOURCES,
     EncoderEntry,
-    FileEntry,
     FusionEntry,
     Manifest,
     VectorsEntry,
-    broken,
 )
 from chatkit.retrieval.passages import Passages, PassageWriter
 from chatkit.retrieval.vector_writer import VectorWriter
@@ -82,7 +77,9 @@ def write(
     encoder = EncoderEntry(**plan["encoder"])
     kind = kind_for(staged.counts.passages, plan, options)
     written, stored = _write_legs(folder, staged, cache, encoder, kind, options.recall, meter)
-    staging.write_rows(folder / SOURCES, sorted(staged.rows, key=lambda row: (row.source, row.part, row.reason)))
+    written.append(
+        writing.write_sources(folder, sorted(staged.rows, key=lambda row: (row.source, row.part, row.reason)))
+    )
     counts = staged.counts
     manifest = Manifest(
         name=name,
@@ -100,7 +97,7 @@ def write(
         sources_sha256=plan["sources_sha256"],
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         built_by=_built_by(),
-        files={str(file.relative_to(folder)): _entry(file) for file in [*written, folder / SOURCES]},
+        files=writing.entries(folder, written),
     )
     manifest.write(folder)
     _check(folder, manifest, staged, cache)
@@ -113,10 +110,7 @@ def skipped_in(folder: Path) -> tuple[Skipped, ...]:
     Raises:
         BrokenIndex: the version's list of sources cannot be read.
     """
-    try:
-        return skipped_of(staging.read_rows(folder / SOURCES))
-    except (OSError, ValueError) as error:
-        raise broken(folder / SOURCES, f"cannot be read as Parquet ({error})") from error
+    return skipped_of(writing.read_sources(folder))
 
 
 def _write_legs(
@@ -188,10 +182,3 @@ def _check(folder: Path, manifest: Manifest, staged: Staging, cache: VectorCache
 
 def _built_by() -> str:
     return f"chatkit {chatkit.__version__}"
-
-
-def _entry(file: Path) -> FileEntry:
-    """Flush a file to the disk and describe it."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-    return FileEntry(file.stat().st_size, sha256_of(file))

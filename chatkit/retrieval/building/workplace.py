@@ -7,14 +7,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from chatkit.retrieval.building import staging
-from chatkit.retrieval.building.staging import Counts, SourceRow, Stage
+from chatkit.errors import BrokenIndex
+from chatkit.retrieval import writing
+from chatkit.retrieval.building.staging import Counts, Stage
 from chatkit.retrieval.checkpoint import sha256_of
 from chatkit.retrieval.chunking import Chunking
+from chatkit.retrieval.manifest import SOURCES
+from chatkit.retrieval.writing import SourceRow
 
 # What every workplace is called at first; the next build removes those of others.
 PREFIX = ".building-"
-SOURCES = "sources.parquet"
 _SPOOL = "staged.parquet"
 _NOTE = "staged.json"
 
@@ -53,7 +55,7 @@ class Workplace:
         except BaseException:
             stage.abandon()
             raise
-        staging.write_rows(self.folder / SOURCES, stage.rows)
+        writing.write_sources(self.folder, stage.rows)
         hashes = {name: _flushed(self.folder / name) for name in (_SPOOL, SOURCES)}
         note = {"digest": self._digest, "counts": asdict(counts), "files": hashes}
         beside = self.folder / f"{_NOTE}.new"
@@ -79,8 +81,8 @@ class Workplace:
                 return None
             if any(sha256_of(self.folder / name) != sha256 for name, sha256 in note["files"].items()):
                 return None
-            return Staging(self.folder / _SPOOL, staging.read_rows(self.folder / SOURCES), Counts(**note["counts"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            return Staging(self.folder / _SPOOL, writing.read_sources(self.folder), Counts(**note["counts"]))
+        except (BrokenIndex, OSError, ValueError, KeyError, TypeError):
             return None
 
 
