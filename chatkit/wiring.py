@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import SentenceEncoder
+    from chatkit.retrieval.entries import SourceEntry
     from chatkit.retrieval.live import LiveIndexes
     from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
@@ -251,15 +252,27 @@ def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: 
 
 
 def prepare_index(
-    settings: Settings, *, sources: Sequence[str], name: str, chunking: Mapping[str, int] | None, progress: Any
+    settings: Settings,
+    *,
+    sources: Sequence[str],
+    name: str,
+    chunking: Mapping[str, int] | None,
+    entries: "Sequence[SourceEntry]" = (),
+    progress: Any,
 ) -> "BuildReport":
-    """Build the index `name` from files and folders."""
+    """Build the index `name` from files, folders and other sources."""
     from chatkit.retrieval import build
 
     encoder = open_encoder(settings, bulk=True)
     try:
         return build.build_index(
-            sources, settings.indexes, name=name, encoder=encoder, chunking=chunking, progress=progress
+            sources,
+            settings.indexes,
+            name=name,
+            encoder=encoder,
+            chunking=chunking,
+            entries=entries,
+            progress=progress,
         )
     finally:
         encoder.close()

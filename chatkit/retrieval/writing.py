@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,39 @@ from chatkit.retrieval.vectors import import_faiss
 
 __all__ = ["SourceRow", "entries", "import_faiss", "read_both", "read_passages", "read_sources", "write_sources"]
 
-_SOURCE_FIELDS = {"source": "string", "digest": "string", "documents": "int64", "chunks": "int64", "skipped": "string"}
+_SOURCE_FIELDS = {
+    **dict.fromkeys(("source", "digest"), "string"),
+    **dict.fromkeys(("documents", "first_row", "chunks", "dropped"), "int64"),
+    "whole": "bool",
+    "reason": "string",
+    "part": "bool",
+}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SourceRow:
     """What became of one source.
 
     Attributes:
         digest: of its content; empty where that is not known.
-        documents, chunks: how many it gave, those left out as duplicates included.
-        skipped: why it, or a part of it, was left out; empty where nothing was.
+        documents: those that gave a chunk or a duplicate of one.
+        first_row: row of its first passage; its others follow.
+        chunks: passages of it that are in the index.
+        dropped: chunks of it that were left out as duplicates, near ones too.
+        whole: nothing in it was skipped.
+        reason: why it was skipped, all or in part; empty for one that was not.
+        part: it is a part of a source, named because it was skipped.
     """
 
     source: str
-    digest: str = ""
+    digest: str
     documents: int = 0
+    first_row: int = 0
     chunks: int = 0
-    skipped: str = ""
+    dropped: int = 0
+    whole: bool = True
+    reason: str = ""
+    part: bool = False
 
 
 def write_sources(folder: Path, rows: Iterable[SourceRow]) -> Path:
@@ -47,7 +62,7 @@ def write_sources(folder: Path, rows: Iterable[SourceRow]) -> Path:
     table = passages.Table(folder / SOURCES, _SOURCE_FIELDS, 65536)
     try:
         for row in rows:
-            table.add((row.source, row.digest, row.documents, row.chunks, row.skipped))
+            table.add(astuple(row))
         return table.finish()
     finally:
         table.close()
