@@ -1,7 +1,8 @@
 """Searching an index directory: both legs, then what a request asks beyond them."""
 
 import asyncio
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +20,12 @@ from chatkit.retrieval.manifest import FILE, Manifest
 from chatkit.retrieval.neighbours import ALIKE, merged, widen
 from chatkit.retrieval.passages import Passages
 from chatkit.retrieval.vectors import Vectors
-from chatkit.types import Passage
+from chatkit.types import Passage, QueryPart
 
 # Searches that run beside each other; each is short and Faiss lets go of the interpreter.
 _THREADS = 2
+# Vectors of texts that were searched for, kept so that a follow-up encodes no more than a first question.
+_KEPT_VECTORS = 512
 # Passages that a reranker reads for a query: on a CPU each costs it as much as the whole search.
 RERANKED = 16
 
@@ -54,6 +57,18 @@ class SearchOptions:
     alike: float = ALIKE
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One search, as its thread gets it."""
+
+    parts: Sequence[QueryPart]
+    vector: NDArray[np.float32] | None
+    k: int
+    where: Mapping[str, str] | None
+    rerank: bool
+    window: int
+
+
 class VectorIndex:
     """One open version of an index; implements `protocols.Retriever`.
 
@@ -76,6 +91,7 @@ class VectorIndex:
         self._encoder = encoder
         self._options = options
         self._legs = Legs(vectors, lexical, manifest.fusion, metric=manifest.metric)
+        self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
 
     @classmethod
@@ -124,14 +140,7 @@ class VectorIndex:
         return self.manifest.passages
 
     async def search(
-        self,
-        query: str,
-        *,
-        k: int,
-        index: str | None = None,
-        where: Mapping[str, str] | None = None,
-        rerank: bool | None = None,
-        neighbours: int | None = None,
+        self, query: str, *, k: int, index: str | None = None, where: Mapping[str, str] | None = None
     ) -> tuple[Passage, ...]:
         """Return at most `k` passages with a score of `min_score` or more, best first; none for a blank query.
 
@@ -140,6 +149,30 @@ class VectorIndex:
             k: most passages wanted.
             index: this index's name or None.
             where: `source`, `title`, `document` → pattern; only passages of documents that match all are searched.
+
+        Raises:
+            NotFound: another index is named.
+            InvalidRequest: `where` names something else.
+        """
+        return await self.search_parts([QueryPart(query)], k=k, index=index, where=where)
+
+    async def search_parts(
+        self,
+        parts: Sequence[QueryPart],
+        *,
+        k: int,
+        index: str | None = None,
+        where: Mapping[str, str] | None = None,
+        rerank: bool | None = None,
+        neighbours: int | None = None,
+    ) -> tuple[Passage, ...]:
+        """Do what `search` does for several texts: their vectors are added up by weight, and so are their words.
+
+        Args:
+            parts: the first is what is asked now; where it is blank nothing is found.
+            k: most passages wanted.
+            index: this index's name or None.
+            where: as in `search`.
             rerank: let the reranker read the best ones, where there is one; it does unless told.
             neighbours: passages on each side of a hit that are read with it; as the options say unless told.
 
@@ -149,15 +182,30 @@ class VectorIndex:
         """
         if index not in (None, self.manifest.name):
             raise NotFound(f"there is no index {index!r} here, expected {self.manifest.name!r}")
-        if not query.strip():
+        if not parts[0].text.strip():
             return ()
-        vector: NDArray[np.float32] | None = None
-        if self._legs.weight(self._options.dense_weight) > 0:
-            vector = await self._encoder.encode([self.manifest.encoder.query_prefix + query])
+        vector = await self._vector(parts) if self._legs.weight(self._options.dense_weight) > 0 else None
         window = self._options.neighbours if neighbours is None else neighbours
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, self._find, query, vector, k, where, rerank is not False, window
-        )
+        asked = _Asked(parts, vector, k, where, rerank is not False, window)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._find, asked)
+
+    async def _vector(self, parts: Sequence[QueryPart]) -> NDArray[np.float32]:
+        """Return the weighted sum of the texts' vectors, (1, dim), encoding only those not encoded lately."""
+        known = {part.text: self._recent.pop(part.text, None) for part in parts}
+        new = [text for text, vector in known.items() if vector is None]
+        if new:
+            prefix = self.manifest.encoder.query_prefix
+            encoded = await self._encoder.encode([prefix + text for text in new])
+            known.update(zip(new, encoded, strict=True))
+        for text, vector in known.items():
+            if vector is not None:
+                self._recent[text] = vector
+        while len(self._recent) > _KEPT_VECTORS:
+            self._recent.popitem(last=False)
+        if len(parts) == 1:
+            return np.asarray(known[parts[0].text], dtype=np.float32)[None]
+        summed = sum(part.weight * np.asarray(known[part.text], dtype=np.float32) for part in parts)
+        return np.asarray(summed, dtype=np.float32)[None]
 
     def close(self) -> None:
         """Let running searches end and stop the threads."""
@@ -165,25 +213,15 @@ class VectorIndex:
         self._legs.close()
         self._passages.close()
 
-    def _find(
-        self,
-        query: str,
-        vector: NDArray[np.float32] | None,
-        k: int,
-        where: Mapping[str, str] | None,
-        rerank: bool,
-        window: int,
-    ) -> tuple[Passage, ...]:
-        rows = self._passages.filter(where) if where else None
-        reranker = self._options.reranker if rerank else None
-        most = max(k, RERANKED) if reranker is not None else k * (2 * window + 1)
-        hits = self._legs.find(query, vector, most, rows=rows, weight=self._options.dense_weight)
+    def _find(self, asked: "_Asked") -> tuple[Passage, ...]:
+        rows = self._passages.filter(asked.where) if asked.where else None
+        reranker = self._options.reranker if asked.rerank else None
+        most = max(asked.k, RERANKED) if reranker is not None else asked.k * (2 * asked.window + 1)
+        hits = self._legs.find(asked.parts, asked.vector, most, rows=rows, weight=self._options.dense_weight)
         hits = [hit for hit in hits if hit.score >= self._options.min_score]
         if reranker is not None and hits:
-            hits = self._reranked(reranker, query, hits)
-        if window < 1:
-            return self._passages_of(hits[:k])
-        return self._widened(hits, k, window)
+            hits = self._reranked(reranker, asked.parts[0].text, hits)
+        return self._widened(hits, asked.k, asked.window) if asked.window else self._passages_of(hits[: asked.k])
 
     def _reranked(self, reranker: Reranker, query: str, hits: list[Hit]) -> list[Hit]:
         """Return the hits in the reranker's order, with its scores."""

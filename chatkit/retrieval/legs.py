@@ -1,5 +1,6 @@
 """Both legs of one version searched as one: dense and lexical candidates, scored by both, in one order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ from chatkit.retrieval import fusion
 from chatkit.retrieval.lexical import Lexical
 from chatkit.retrieval.manifest import FusionEntry
 from chatkit.retrieval.vectors import Vectors, normalised
+from chatkit.types import QueryPart
 
 Vector = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -50,19 +52,25 @@ class Legs:
         return self._entry.dense_weight if asked is None else asked
 
     def find(
-        self, query: str, vector: Vector | None, k: int, *, rows: Rows | None = None, weight: float | None = None
+        self,
+        parts: Sequence[QueryPart],
+        vector: Vector | None,
+        k: int,
+        *,
+        rows: Rows | None = None,
+        weight: float | None = None,
     ) -> list[Hit]:
         """Return at most `k` rows, best first.
 
         Args:
-            query: its words are what the lexical leg looks for.
+            parts: their words are what the lexical leg looks for.
             vector: of the query, (1, dim) float32; None searches the lexical leg alone.
             k: how many.
             rows: search these only; None for all.
             weight: of the dense leg; the index's own unless told.
         """
         weight = self.weight(weight) if vector is not None else 0.0
-        words = self._lexical.words_of(query) if self._lexical is not None and weight < 1 else {}
+        words = self._words(parts) if self._lexical is not None and weight < 1 else {}
         if vector is None and not words:
             return []
         pool = max(self._pool, k)
@@ -85,6 +93,15 @@ class Legs:
             nearest=self._nearest(vector, near) if vector is not None else None,
         )
         return [Hit(int(found[place]), float(fused.scores[place])) for place in fused.order[:k]]
+
+    def _words(self, parts: Sequence[QueryPart]) -> dict[str, float]:
+        """Return the words of all parts; one that stands in several counts as in the weightiest."""
+        weights: dict[str, float] = {}
+        if self._lexical is not None:
+            for part in parts:
+                for word, count in self._lexical.words_of(part.text).items():
+                    weights[word] = max(weights.get(word, 0.0), part.weight * count)
+        return weights
 
     def close(self) -> None:
         """Let go of the files; no call may be under way."""

@@ -1,5 +1,6 @@
 """A hit with the passages before and after it, as far as they are about the same thing."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,6 +73,6 @@ def merged(parts: Sequence[Passage], hit: Passage) -> Passage:
     Passages that stood under different headings are a blank line apart.
     """
     text = parts[0].text
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in itertools.pairwise(parts):
         text += ("\n" if before.section == after.section else "\n\n") + after.text
     return replace(hit, text=text, start=parts[0].start, end=parts[-1].end)
