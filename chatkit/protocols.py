@@ -14,6 +14,7 @@ from chatkit.types import (
     Message,
     ModerationResult,
     Owner,
+    Passage,
     SamplingParams,
     Turn,
     TurnStatus,
