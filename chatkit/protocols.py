@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from chatkit.conversation import Conversation
 from chatkit.types import (
@@ -146,7 +146,10 @@ class Encoder(Protocol):
         ...
 
     async def encode(self, texts: Sequence[str]) -> Any:
-        """Return a (len(texts), dim) float32 numpy array of L2-normalised vectors, in the order of `texts`."""
+        """Return a (len(texts), dim) float32 numpy array of vectors, in the order of `texts`.
+
+        They are of length one, except from a `PassageEncoder` that says it is not `normalised`.
+        """
         ...
 
 
@@ -165,6 +168,38 @@ class Embedder(Encoder, Protocol):
 
     def count_tokens_of(self, texts: Sequence[str]) -> list[int]:
         """Return the tokens of each text, special tokens included, however long it is."""
+        ...
+
+
+class PassageEncoder(Embedder, Protocol):
+    """An encoder that indexes are built with and searched by.
+
+    `encode` adds no prefix: a build encodes `passage_prefix` + text, a search the query prefix of the index + query.
+    """
+
+    @property
+    def pooling(self) -> str:
+        """How one vector is made of the tokens': "mean", "cls", "max" or "lasttoken"."""
+        ...
+
+    @property
+    def normalised(self) -> bool:
+        """Whether every vector has length one; where not, a cosine has to be divided by both lengths."""
+        ...
+
+    @property
+    def metric(self) -> Literal["cosine", "ip"]:
+        """What two vectors are compared by: "ip" (inner product) where the model was trained for that."""
+        ...
+
+    @property
+    def query_prefix(self) -> str:
+        """What the model expects before a query; "" for nothing."""
+        ...
+
+    @property
+    def passage_prefix(self) -> str:
+        """What the model expects before a passage; "" for nothing."""
         ...
 
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from chatkit.retrieval.build import BuildReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
-    from chatkit.retrieval.encoder import MeanPoolingEncoder
+    from chatkit.retrieval.encoder import SentenceEncoder
+    from chatkit.retrieval.entries import SourceEntry
     from chatkit.retrieval.live import LiveIndexes
+    from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
@@ -171,8 +173,12 @@ def create_table(settings: Settings) -> bool:
     return created[0]
 
 
-def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
+def open_encoder(settings: Settings, *, bulk: bool = False) -> "SentenceEncoder":
     """Open the encoder that retrieval and moderation share.
+
+    Args:
+        bulk: to encode the passages of an index: in eight bits where the settings say so, which queries and moderation
+            never are, and with passes side by side.
 
     Raises:
         ModelError: it was not pulled, or its files are damaged.
@@ -180,12 +186,34 @@ def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
     from chatkit.models import sources
     from chatkit.retrieval import encoder
 
-    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
-    cache = sources.derived_dir(folder, models_dir=settings.models)
-    name = sources.name_of(settings.encoder, "encoder", settings.profile)
+    folder, cache, told = _encoder_files(settings)
+    precision = settings.encoder_precision
     return encoder.open_encoder(
-        folder, name=name, cache=cache, backend=settings.encoder_backend, threads=settings.threads
+        folder,
+        name=sources.name_of(settings.encoder, "encoder", settings.profile),
+        cache=cache,
+        backend=settings.encoder_backend,
+        threads=settings.threads,
+        precision="native" if precision == "int8" and not bulk else precision,
+        bulk=bulk,
+        device=settings.encoder_device,
+        told=told,
     )
+
+
+def _encoder_files(settings: Settings) -> "tuple[Path, Path, Told]":
+    """Return the encoder's folder, where what is made of it is kept, and what the settings say of its use."""
+    from chatkit.models import sources
+    from chatkit.retrieval.traits import Told
+
+    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
+    told = Told(
+        pooling=settings.encoder_pooling,
+        metric=settings.encoder_metric,
+        query_prefix=settings.encoder_query_prefix,
+        passage_prefix=settings.encoder_passage_prefix,
+    )
+    return folder, sources.derived_dir(folder, models_dir=settings.models), told
 
 
 def open_retriever(settings: Settings, encoder: Encoder) -> "LiveIndexes | None":
@@ -224,15 +252,27 @@ def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: 
 
 
 def prepare_index(
-    settings: Settings, *, sources: Sequence[str], name: str, chunking: Mapping[str, int] | None, progress: Any
+    settings: Settings,
+    *,
+    sources: Sequence[str],
+    name: str,
+    chunking: Mapping[str, int] | None,
+    entries: "Sequence[SourceEntry]" = (),
+    progress: Any,
 ) -> "BuildReport":
-    """Build the index `name` from files and folders."""
+    """Build the index `name` from files, folders and other sources."""
     from chatkit.retrieval import build
 
-    encoder = open_encoder(settings)
+    encoder = open_encoder(settings, bulk=True)
     try:
         return build.build_index(
-            sources, settings.indexes, name=name, encoder=encoder, chunking=chunking, progress=progress
+            sources,
+            settings.indexes,
+            name=name,
+            encoder=encoder,
+            chunking=chunking,
+            entries=entries,
+            progress=progress,
         )
     finally:
         encoder.close()
@@ -258,11 +298,9 @@ def use_index(settings: Settings, name: str, version: str) -> "Used":
 
 def _fingerprint(settings: Settings) -> str:
     """Return the encoder's fingerprint without loading it."""
-    from chatkit.models import sources
     from chatkit.retrieval import checkpoint
 
-    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder")
-    return checkpoint.read_checkpoint(folder, sources.derived_dir(folder, models_dir=settings.models)).fingerprint
+    return checkpoint.read_checkpoint(*_encoder_files(settings)).fingerprint
 
 
 def pull_models(

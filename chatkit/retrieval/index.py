@@ -1,18 +1,19 @@
 """Searching an index directory."""
 
 import asyncio
-import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chatkit.errors import BrokenIndex, NotFound
+from chatkit.errors import NotFound
 from chatkit.protocols import Encoder
 from chatkit.retrieval import layout, versions, writing
-from chatkit.retrieval.manifest import FILE, VECTORS, Manifest
+from chatkit.retrieval.manifest import FILE, Manifest
+from chatkit.retrieval.passages import Passages
+from chatkit.retrieval.vectors import Vectors
 from chatkit.types import Passage
 
 # Searches that run beside each other; each is short and Faiss lets go of the interpreter.
@@ -28,15 +29,13 @@ class VectorIndex:
     def __init__(
         self,
         manifest: Manifest,
-        vectors: Any,
-        passages: Any,
+        vectors: Vectors,
+        passages: Passages,
         encoder: Encoder,
         min_score: float,
-        mapped: BinaryIO | None = None,
     ) -> None:
-        """Take the opened parts; `mapped` is the file of vectors that are not in memory, closed with the index."""
+        """Take the opened parts, which are closed with the index."""
         self.manifest = manifest
-        self._mapped = mapped
         self._vectors = vectors
         self._passages = passages
         self._encoder = encoder
@@ -65,8 +64,7 @@ class VectorIndex:
             folder = folder if is_version else index.version_folder(index.current())
             manifest = versions.check(folder, encoder.fingerprint)
             vectors, passages = writing.read_both(folder, manifest)
-            mapped = writing.mapped_file(folder)
-        return cls(manifest, vectors, passages, encoder, min_score, mapped)
+        return cls(manifest, vectors, passages, encoder, min_score)
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -84,23 +82,15 @@ class VectorIndex:
     def close(self) -> None:
         """Let running searches end and stop the threads."""
         self._threads.shutdown()
-        if self._mapped is not None:
-            self._mapped.close()
+        self._vectors.close()
+        self._passages.close()
 
     def _nearest(self, vectors: NDArray[np.float32], k: int) -> tuple[Passage, ...]:
-        if self._mapped is not None and self._is_cut(self._mapped):
-            raise BrokenIndex(
-                f"the vectors of the index {self.manifest.name!r} were cut short while it was open; "
-                f"build it again with: chatkit prepare-index SOURCE… --name {self.manifest.name}"
-            )
-        scores, rows = self._vectors.search(vectors, min(k, self.manifest.passages))
-        hits = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
-        return tuple(self._passage(row, score) for score, row in hits if row >= 0 and score >= self._min_score)
-
-    def _is_cut(self, mapped: BinaryIO) -> bool:
-        """Whether a page of the mapped file is gone: to touch it would end the process."""
-        return os.fstat(mapped.fileno()).st_size < self.manifest.files[VECTORS].size
-
-    def _passage(self, row: int, score: float) -> Passage:
-        columns: dict[str, Any] = self._passages.slice(row, 1).to_pylist()[0]
-        return Passage(**columns, score=score)
+        scores, rows = self._vectors.search(vectors, k)
+        hits = [
+            (row, score)
+            for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True)
+            if row >= 0 and score >= self._min_score
+        ]
+        found = self._passages.rows([row for row, _ in hits])
+        return tuple(replace(passage, score=score) for passage, (_, score) in zip(found, hits, strict=True))
