@@ -12,7 +12,7 @@ blanks as one), and where there are such `expected` (a file with the text that o
 | `phrases_in_passages` | the share found in the title, a heading or one section, as a passage shows them |
 | `complete`, `FORMAT.complete` | share of files with all their phrases |
 | `FORMAT.word_coverage` | mean share of the different words of `expected` that were read |
-| `seconds`, `reader_peak_mb`, `own_peak_mb` | wall time, and the most memory of the process that reads and of this one |
+| `seconds`, `reader_peak_mb`, `own_peak_mb` | wall time; the most memory of the process that reads, and of this one |
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Records of named values, each a document: the lines of a JSONL file, and what makes a document of a record anywhere."""
+"""Records of named values, each a document: the lines of a JSONL file; and how any record becomes a document."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -98,7 +98,7 @@ def _told(value: Any, name: str = "", depth: int = 0) -> Iterator[str]:
         else:
             for inner in value:
                 yield from _told(inner, name, depth + 1)
-    elif value not in (None, ""):
+    elif value is not None and str(value).strip():
         yield f"{name}: {value}"
 
 

@@ -125,9 +125,11 @@ def _plain(wikitext: str) -> str:
     listed = _INDENTED.sub("", _LISTED.sub("- ", wikitext))  # the parser drops the marks of lists
     code = mwparserfromhell.parse(listed, skip_style_tags=False)
     for node in code.filter(recursive=False):
-        if (isinstance(node, Tag) and str(node.tag) == "table") or (
-            isinstance(node, Wikilink) and ":" in str(node.title).strip(": ") and node.text is None
-        ) or (isinstance(node, Wikilink) and _FILE.match(str(node.title))):
+        if (
+            (isinstance(node, Tag) and str(node.tag) == "table")
+            or (isinstance(node, Wikilink) and ":" in str(node.title).strip(": ") and node.text is None)
+            or (isinstance(node, Wikilink) and _FILE.match(str(node.title)))
+        ):
             code.remove(node)
     text = code.strip_code(normalize=True, collapse=True, keep_template_params=False)
     text = _SWITCH.sub("", str(text))
