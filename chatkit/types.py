@@ -65,8 +65,10 @@ class Passage:
         id: stable across rebuilds of the same content.
         text: the words themselves; empty where only the reference was kept.
         start, end: character offsets of `text` in the document.
-        score: cosine to the query, higher is better.
+        score: what the ranking used, higher is better.
         text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
+        page: from 1; 0 where the format has no pages.
+        document: id of the document within its source: the source, or "SOURCE#ROW" where one file holds many.
     """
 
     id: str
@@ -78,6 +80,8 @@ class Passage:
     end: int = 0
     score: float = 0.0
     text_hash: str = ""
+    page: int = 0
+    document: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,8 @@ def _passage(source: Mapping[str, Any]) -> Passage:
         start=_number(source, "start"),
         end=_number(source, "end"),
         score=_real(source, "score"),
+        page=_number(source, "page"),
+        document=_text(source, "document", ""),
     )
 
 

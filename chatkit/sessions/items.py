@@ -183,7 +183,8 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
 def _reference(passage: Passage) -> list[Any]:
     """Return what is stored of a passage: where it is, and the hash of its text in place of the text."""
     place = [passage.id, passage.title, passage.source, passage.section, passage.start, passage.end]
-    return [*place, round(passage.score, 4), text_hash(passage)]
+    row = [*place, round(passage.score, 4), text_hash(passage)]
+    return [*row, passage.page, passage.document] if passage.page or passage.document else row
 
 
 def text_hash(passage: Passage) -> str:
@@ -194,8 +195,9 @@ def text_hash(passage: Passage) -> str:
 
 
 def _passage(row: list[Any]) -> Passage:
-    identity, title, source, section, start, end, score, *rest = row  # rows of older versions have no hash
-    return Passage(identity, "", title, source, section, start, end, float(score), *rest)
+    identity, title, source, section, start, end, score, *rest = row  # rows of older versions end sooner
+    text_hash, page, document = (*rest, *("", 0, "")[len(rest) :])
+    return Passage(identity, "", title, source, section, start, end, float(score), text_hash, int(page), document)
 
 
 def unknown_session(session_id: str) -> NotFound:

@@ -19,7 +19,7 @@ from chatkit.types import (
     Usage,
 )
 
-PASSAGE = Passage("p1", "chatkit listens on 8080", "Serving", "serving.md", "Ports", 3, 26, 0.8765)
+PASSAGE = Passage("p1", "chatkit listens on 8080", "Serving", "serving.md", "Ports", 3, 26, 0.8765, page=4, document="serving.md#2")
 REPLY = Reply(
     text="It listens\u2028on 8080.",
     session_id="s-abc_DEF-123",

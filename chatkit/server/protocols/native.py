@@ -158,6 +158,10 @@ def source(passage: Passage) -> dict[str, Any]:
         "end": passage.end,
         "score": round(passage.score, 4),
     }
+    if passage.page:
+        fields["page"] = passage.page
+    if passage.document:
+        fields["document"] = passage.document
     if passage.text:
         fields["text"] = passage.text
     return fields
