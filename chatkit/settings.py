@@ -125,6 +125,9 @@ class Settings:
     )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
+    citations: Literal["on", "off"] = _setting(
+        "on", "Whether each sentence of an answer is attributed to the passages that support it."
+    )
 
     store: Literal["sqlite", "dynamodb", "memory"] = _setting(
         "sqlite", "Where sessions are kept; `memory` forgets them when the service ends."
