@@ -21,9 +21,9 @@ from chatkit.types import Citation, Passage
 log = logging.getLogger(__name__)
 
 # Score from which a sentence counts as supported; benchmarks/citations.py measures precision and recall there.
-THRESHOLD = 0.6
+THRESHOLD = 0.65
 # Part of the score that is the cosine, the rest is the share of the sentence's words found.
-COSINE_SHARE = 0.5
+COSINE_SHARE = 0.75
 # What a number or a name counts for among a sentence's words.
 TELLING = 2.0
 # A further passage is named beside the best one when it is supported and not further below it than this.
@@ -35,7 +35,7 @@ KEPT_PASSAGES = 1024
 
 _END = re.compile(r"[.!?…]+[\"')\]»”’*_`]*(?=\s)|[。！？]+[」』”’)]*|\n+")
 _ABBREVIATED = re.compile(
-    r"(?:^|[\s(])(?:[A-Za-z]|\d+|[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|vs|etc|e\.g|i\.e|approx|[Nn]o|[Ff]ig|cf|al|[Jj]r|[Ss]r"
+    r"(?:^|[\s(])(?:[A-Za-z]|[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|vs|etc|e\.g|i\.e|approx|[Nn]o|[Ff]ig|cf|al|[Jj]r|[Ss]r"
     r"|(?:[A-Za-z]\.)+[A-Za-z])\.$"
 )
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
