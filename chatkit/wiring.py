@@ -53,6 +53,8 @@ async def build_service(
             raise
         options = ServiceOptions(
             system_prompt=settings.system_prompt,
+            source_prompt=settings.source_prompt,
+            min_ratio=settings.min_ratio,
             refusal=settings.refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",

@@ -1,8 +1,11 @@
 """Which turns are cited: complete answers from sources, and no other."""
 
+from dataclasses import replace
+
 import pytest
 
 from chatkit.citations import Attributor
+from chatkit.planning import ServiceOptions, near_best
 from chatkit.service import OpenChatKitService
 from chatkit.testing import KeywordModerator, ListRetriever, MemoryStore, ScriptedModel
 from chatkit.types import ChatRequest, Passage, RetrievalOptions
@@ -39,6 +42,37 @@ async def test_a_passage_that_did_not_fit_the_prompt_is_not_cited() -> None:
     assert [passage.id for passage in reply.passages] == ["p0"]
     assert reply.dropped_passages == 1
     assert [one.passage_ids for one in reply.citations] == [()]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "scores", "used"),
+    [
+        (0.9, (0.8, 0.73, 0.7), 2),
+        (0.0, (0.8, 0.1, 0.0), 3),
+        (1.0, (0.8, 0.8, 0.7), 2),
+        (0.9, (0.0, 0.0, 0.0), 3),
+        (0.9, (-0.1, -0.2, -0.3), 3),
+        (0.9, (), 0),
+    ],
+)
+def test_passages_far_worse_than_the_best_are_left_out(ratio, scores, used) -> None:
+    passages = tuple(Passage(f"p{n}", "text", score=score) for n, score in enumerate(scores))
+    assert near_best(passages, ratio) == passages[:used]
+
+
+async def test_the_operators_words_stand_before_the_passages() -> None:
+    service = OpenChatKitService(
+        ScriptedModel(["Yes."]),
+        KeywordModerator(),
+        MemoryStore(),
+        retriever=ListRetriever([replace(PASSAGES[0], score=0.9), replace(PASSAGES[1], score=0.5)]),
+        options=ServiceOptions(source_prompt="Answer from these.", min_ratio=0.9),
+    )
+    reply = await service.reply(ask())
+    assert [passage.id for passage in reply.passages] == ["p0"]
+    (prompt,) = service.model.prompts
+    assert prompt.index("Answer from these.") < prompt.index("chatkit listens on port 8080.")
+    assert "8081" not in prompt
 
 
 @pytest.mark.parametrize(
