@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from chatkit.errors import ConfigError
+from chatkit.prompts import PASSAGE_HEADER
 from chatkit.setting_checks import (
     ENV_PREFIX,
     FILE_NAME,
@@ -133,6 +134,7 @@ class Settings:
     system_prompt: str = _setting(
         "You are a helpful AI assistant.", "First message of every prompt; the day is added to it."
     )
+    source_prompt: str = _setting(PASSAGE_HEADER, "What the model is told to do with the passages before it.")
     max_new_tokens: int = _setting(256, "Length of a reply where the request names none, in tokens.")
     deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
     history_turns: int = _setting(64, "Newest turns read for a prompt.")
@@ -143,6 +145,12 @@ class Settings:
     )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
+    min_ratio: float = _setting(
+        0.9, "Least part of the best passage's score that a further one needs to be used; 0 uses all."
+    )
+    citations: Literal["on", "off"] = _setting(
+        "on", "Whether each sentence of an answer is attributed to the passages that support it."
+    )
 
     store: Literal["sqlite", "dynamodb", "memory"] = _setting(
         "sqlite", "Where sessions are kept; `memory` forgets them when the service ends."
@@ -215,6 +223,7 @@ class Settings:
         if self.dynamodb_endpoint:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
         require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
+        require(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "a number from 0 to 1")
         require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 
     def without_index(self) -> "Settings":

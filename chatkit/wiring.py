@@ -2,11 +2,12 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chatkit.citations import Attributor
 from chatkit.engines import open_model
 from chatkit.errors import ConfigError, ModelError
 from chatkit.planning import ServiceOptions
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
-async def build_service(settings: Settings) -> OpenChatKitService:
+async def build_service(
+    settings: Settings, *, around: "Callable[[Retriever | None], Retriever | None] | None" = None
+) -> OpenChatKitService:
     """Assemble the service; the language model loads while the encoder, the head and the index are opened.
+
+    Args:
+        settings: which parts.
+        around: given the retriever of the settings, returns the one that turns use; for measurements.
 
     Raises:
         ChatkitError: the part that could not be loaded.
@@ -48,12 +55,16 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             raise
         options = ServiceOptions(
             system_prompt=settings.system_prompt,
+            source_prompt=settings.source_prompt,
+            min_ratio=settings.min_ratio,
             refusal=settings.refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
             deadline_s=settings.deadline_s,
             history_turns=settings.history_turns,
         )
+        if around is not None:
+            retriever = around(retriever)
         own = getattr(model, "embedder", None)  # an engine that makes vectors with the chat model's own weights
         embedders = (encoder, own) if own is not None else (encoder,)
         resources = stack.pop_all()
@@ -62,6 +73,7 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             moderator,
             store,
             retriever=retriever,
+            attributor=Attributor(encoder) if settings.citations == "on" else None,
             embedders=embedders,
             archive=store,
             options=options,
