@@ -1,4 +1,4 @@
-"""Encoders of a few thousand random weights, of every kind, laid out as sentence-transformers does, and their vectors."""
+"""Encoders of a few thousand random weights, of every kind, as sentence-transformers lays them out; and their vectors."""
 
 import json
 import warnings
