@@ -80,16 +80,14 @@ def bench_encode(settings: Settings, bench: EncodeBench, tell: Callable[[str], N
     settings = replace(settings, encoder_backend="openvino", threads=settings.threads or _cores())
     with ExitStack() as stack:
         tell(f"opening three encoders for {len(passages)} passages …")
-        sides: dict[str, Side] = {}
-        for precision in (NATIVE, INT8):
-            sides[precision] = stack.enter_context(_ours(settings, precision, passages))
-        sides[PEER] = stack.enter_context(_theirs(settings, peer, passages))
+        ours = {name: stack.enter_context(_ours(settings, name, passages)) for name in (NATIVE, INT8)}
+        sides: dict[str, Side] = {**ours, PEER: stack.enter_context(_theirs(settings, peer, passages))}
         rows = list(_measure(sides, bench.rounds, tell))
         found = {name: side.vectors() for name, side in sides.items()}
-        tokens = stack.enter_context(_opened(settings, NATIVE)).count_tokens_of(passages)
+        tokens = ours[NATIVE].tokens()
     told = {
         "passages": len(passages),
-        "tokens_mean": round(statistics.fmean(tokens), 1),
+        "tokens_mean": round(tokens / len(passages), 1),
         "rounds": bench.rounds,
         "threads": settings.threads,
         "encoder": sources.name_of(settings.encoder, "encoder", settings.profile),
@@ -143,15 +141,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def _opened(settings: Settings, precision: Any) -> Iterator[Any]:
-    encoder = open_encoder(replace(settings, encoder_precision=precision), bulk=True)
-    try:
-        yield encoder
-    finally:
-        encoder.close()
-
-
 class _Ours:
     def __init__(self, encoder: Any, passages: Sequence[str]) -> None:
         self._encoder, self._passages = encoder, passages
@@ -166,11 +155,19 @@ class _Ours:
         found: Vectors = self._found
         return found
 
+    def tokens(self) -> int:
+        """Return the tokens that are read, all passages together."""
+        most = self._encoder.max_tokens
+        return sum(min(length, most) for length in self._encoder.count_tokens_of(self._passages))
+
 
 @contextmanager
-def _ours(settings: Settings, precision: str, passages: Sequence[str]) -> Iterator[Side]:
-    with _opened(settings, precision) as encoder:
+def _ours(settings: Settings, precision: Any, passages: Sequence[str]) -> Iterator["_Ours"]:
+    encoder = open_encoder(replace(settings, encoder_precision=precision), bulk=True)
+    try:
         yield _Ours(encoder, passages)
+    finally:
+        encoder.close()
 
 
 class _Theirs:
