@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -89,7 +91,10 @@ def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Mod
     retriever = open_retriever(settings, encoder)
     if retriever is not None:
         stack.callback(retriever.close)
-    return encoder, open_moderator(settings, encoder), retriever, store
+    for_moderation = moderation_encoder(settings, encoder)
+    if for_moderation is not encoder:
+        stack.callback(for_moderation.close)
+    return encoder, open_moderator(settings, for_moderation), retriever, store
 
 
 class Store(SessionStore, Protocol):
@@ -211,6 +216,34 @@ def open_encoder(settings: Settings, *, bulk: bool = False) -> "SentenceEncoder"
         device=settings.encoder_device,
         told=told,
     )
+
+
+def moderation_encoder(settings: Settings, shared: "SentenceEncoder | None" = None) -> "SentenceEncoder":
+    """Return the encoder that the moderation head was fitted on: that of the settings, or the default one beside it.
+
+    Args:
+        shared: the encoder of the settings, where it is open.
+
+    Raises:
+        ModelError: the default one is needed and was not pulled.
+    """
+    from chatkit.models import sources
+    from chatkit.moderation import head
+
+    fitted = head.fitted_on()
+    if (shared.fingerprint if shared else _fingerprint(settings)) != fitted:
+        usual = Settings(home=settings.home, models_dir=settings.models_dir, threads=settings.threads)
+        usual = replace(usual, encoder_backend=settings.encoder_backend, encoder_device=settings.encoder_device)
+        try:
+            if _fingerprint(usual) == fitted:
+                return open_encoder(usual)
+        except ModelError as error:
+            source = sources.parse("default", "encoder")
+            raise ModelError(
+                f"moderation needs the encoder that its head was fitted on, beside {settings.encoder!r}; "
+                f"run: {shlex.join(['chatkit', 'models', 'pull', str(source)])}"
+            ) from error
+    return shared or open_encoder(settings)
 
 
 def _encoder_files(settings: Settings) -> "tuple[Path, Path, Told]":
