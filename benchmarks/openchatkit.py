@@ -36,7 +36,6 @@ def reference_side(folder: Path) -> tuple[Callable[[str], dict[str, Any]], Calla
     """Return the ancestor's search of one query and its encoding of one query."""
     import faiss
     import numpy as np
-    import torch
     import transformers
     from pyarrow import parquet
 
@@ -123,7 +122,7 @@ def encoder_alone(side: str) -> float:
     script = {
         "ours": "from chatkit import wiring; from chatkit.settings import load_settings;"
         "e = wiring.open_encoder(load_settings()); e.encode_now(['a few words'] * 4); import faiss",
-        "reference": "from chatkit.models import sources; from chatkit.settings import load_settings; import faiss, torch;"
+        "reference": "from chatkit.models import sources; from chatkit.settings import load_settings; import faiss;"
         "import pyarrow.parquet, transformers as t;"
         "p = sources.resolve('default', models_dir=load_settings().models, role='encoder');"
         "m = t.AutoModel.from_pretrained(p); z = t.AutoTokenizer.from_pretrained(p);"
@@ -138,7 +137,7 @@ def queries_below(texts: Path, count: int) -> list[str]:
     """Return queries of the test sets below a folder, shuffled, always in the same order."""
     found = []
     for file in sorted(texts.rglob("queries.jsonl")):
-        found += [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()]
+        found += [json.loads(line)["text"] for line in file.read_text(encoding="utf-8").split("\n") if line]
     found = [query for query in found if query.isascii() and len(query) < 300]
     random.Random(6).shuffle(found)
     return found[:count]

@@ -123,6 +123,9 @@ class Settings:
     request_indexes: str = _setting(
         "*", "Indexes a request may name, separated by commas; `*` for all, empty for none.", empty=True
     )
+    retriever: str = _setting(
+        "", "Answer from a search API in the place of an index: http:FILE.toml, which says what to ask and to read."
+    )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
 
@@ -196,12 +199,14 @@ class Settings:
         check_session_keys(self)
         if self.dynamodb_endpoint:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
+        named = self.retriever == "" or re.fullmatch(r"http:[^\0]+", self.retriever) is not None
+        require(named, "retriever", self.retriever, "http: and a TOML file, or nothing")
         require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 
     def without_index(self) -> "Settings":
         """Return the same settings, answering from the model alone."""
-        return replace(self, index="")
+        return replace(self, index="", retriever="")
 
     @property
     def upstream_field_names(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import MeanPoolingEncoder
-    from chatkit.retrieval.live import LiveIndexes
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
@@ -188,12 +188,27 @@ def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
     )
 
 
-def open_retriever(settings: Settings, encoder: Encoder) -> "LiveIndexes | None":
-    """Open the index that `settings.index` names, and others when requests name them; None when it names none.
+class OpenRetriever(Retriever, Protocol):
+    """A retriever that has been opened."""
+
+    def close(self) -> None:
+        """Let running searches end and let go of what is open."""
+        ...
+
+
+def open_retriever(settings: Settings, encoder: Encoder) -> OpenRetriever | None:
+    """Open the search API of the settings, or the index that they name, and others when requests name them.
+
+    None where the settings name neither.
 
     Raises:
         BadIndex: there is no such index, or it cannot be used.
+        ConfigError: the search API's file is missing or wrong.
     """
+    if settings.retriever:
+        from chatkit.retrieval.http import HttpRetriever, read_search
+
+        return HttpRetriever(read_search(Path(settings.retriever.removeprefix("http:")).expanduser()))
     if not settings.index:
         return None
     from chatkit.retrieval.live import LiveIndexes
@@ -205,6 +220,7 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "LiveIndexes | None"
         default=settings.index,
         named=None if "*" in names else names,
         min_score=settings.min_score,
+        encoders=lambda source: None if source == settings.encoder else open_encoder(replace(settings, encoder=source)),
     )
 
 

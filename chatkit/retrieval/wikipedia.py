@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -181,11 +181,7 @@ class WikipediaIndex:
         return Passage(id=key, text=text, title=rows[0].title, source=source, end=len(text), score=score)
 
     def _check(self, folder: Path) -> None:
-        if self._index.ntotal != len(self):
-            raise BrokenIndex(
-                f"{INDEX!r} in {str(folder)!r} has {self._index.ntotal} vectors and {PARQUET!r} {len(self)} rows; "
-                "they belong together, get both again with the recipe `openchatkit`"
-            )
+        _require_rows(folder, self._index, len(self))
         if self._index.d != self._encoder.dim:
             raise IndexMismatch(
                 f"{INDEX!r} in {str(folder)!r} has vectors of length {self._index.d}, but the encoder makes "
@@ -221,12 +217,26 @@ class WikipediaIndex:
 
 
 class WikipediaRetriever:
-    """The layout as a service's index; implements `protocols.Retriever`."""
+    """The layout as a service's index; implements `protocols.Retriever`.
 
-    def __init__(self, index: WikipediaIndex, *, name: str = "wikipedia", min_score: float = 0.35) -> None:
+    Args:
+        index: closed with the retriever.
+        min_score: cosine of a hit under which it is not relevant.
+        on_close: called last when the retriever is closed, for what was opened with it.
+    """
+
+    def __init__(
+        self,
+        index: WikipediaIndex,
+        *,
+        name: str = "wikipedia",
+        min_score: float = 0.35,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
         self.index = index
         self.name = name
         self._min_score = min_score
+        self._on_close = on_close
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -258,6 +268,25 @@ class WikipediaRetriever:
     def close(self) -> None:
         """Let running searches end and close the files."""
         self.index.close()
+        self._on_close()
+
+
+def lay_out(folder: Path, tell: Callable[[int, int], None] = lambda done, total: None) -> int:
+    """Make everything that opening `folder` needs beside its two files, check that they fit, and return their rows.
+
+    Raises:
+        BrokenIndex: they do not belong together.
+        BadIndex: the folder cannot be written.
+        MissingExtra: faiss is not installed.
+    """
+    index = open_faiss(folder / INDEX)
+    texts = open_sidecar(folder / PARQUET, tell=tell)
+    try:
+        _require_rows(folder, index, len(texts))
+        stored_vectors(index, folder / INDEX, texts.folder)
+        return len(texts)
+    finally:
+        texts.close()
 
 
 def joined(rows: Sequence[Row]) -> str:
@@ -273,6 +302,14 @@ def _cosines(vectors: Vectors, centre: Vectors) -> Vectors:
     """Return the cosine of each of (n, dim) vectors to one; 0 for a vector of zeros."""
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(centre)
     return np.asarray(vectors @ centre / np.where(norms > 0, norms, 1), np.float32)
+
+
+def _require_rows(folder: Path, index: Any, rows: int) -> None:
+    if index.ntotal != rows:
+        raise BrokenIndex(
+            f"{INDEX!r} in {str(folder)!r} has {index.ntotal} vectors and {PARQUET!r} {rows} rows; "
+            "they belong together, get both again with the recipe `openchatkit`"
+        )
 
 
 def _require(name: str, value: object, ok: bool, expected: str) -> None:
