@@ -1,6 +1,7 @@
 """The composition root: settings in, assembled parts out. Heavy libraries are imported by the adapters it opens."""
 
 import asyncio
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
@@ -206,9 +207,7 @@ def open_retriever(settings: Settings, encoder: Encoder) -> OpenRetriever | None
         ConfigError: the search API's file is missing or wrong.
     """
     if settings.retriever:
-        from chatkit.retrieval.http import HttpRetriever, read_search
-
-        return HttpRetriever(read_search(Path(settings.retriever.removeprefix("http:")).expanduser()))
+        return _open_other(settings.retriever)
     if not settings.index:
         return None
     from chatkit.retrieval.live import LiveIndexes
@@ -222,6 +221,33 @@ def open_retriever(settings: Settings, encoder: Encoder) -> OpenRetriever | None
         min_score=settings.min_score,
         encoders=lambda source: None if source == settings.encoder else open_encoder(replace(settings, encoder=source)),
     )
+
+
+def _open_other(named: str) -> OpenRetriever:
+    """Open a retriever that is no index, as the setting `retriever` names it.
+
+    Raises:
+        ConfigError: its file or module is missing or wrong.
+    """
+    kind, _, rest = named.partition(":")
+    if kind == "http":
+        from chatkit.retrieval.http import HttpRetriever, read_search
+
+        return HttpRetriever(read_search(Path(rest).expanduser()))
+    module, _, name = rest.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"retriever is {named!r}, which cannot be imported ({error}); set PYTHONPATH?") from error
+    return _Own(made)
+
+
+class _Own:
+    """A retriever of the user's, which need not have a `close`."""
+
+    def __init__(self, made: Any) -> None:
+        self.search = made.search
+        self.close = getattr(made, "close", lambda: None)
 
 
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
