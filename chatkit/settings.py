@@ -24,6 +24,8 @@ from chatkit.setting_checks import (
     require,
 )
 
+_RETRIEVER = re.compile(r"http:[^\0]+|python:[^\W\d][\w.]*:[^\W\d]\w*")
+
 
 def _setting(default: Any, text: str, *, secret: bool = False, empty: bool = False) -> Any:
     """Return a field; `empty` where an empty variable is a value and not the same as none."""
@@ -143,6 +145,9 @@ class Settings:
     request_indexes: str = _setting(
         "*", "Indexes a request may name, separated by commas; `*` for all, empty for none.", empty=True
     )
+    retriever: str = _setting(
+        "", "In the place of an index: a search API, http:FILE.toml, or code of your own, python:MODULE:NAME."
+    )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
     min_ratio: float = _setting(
@@ -222,13 +227,15 @@ class Settings:
         check_session_keys(self)
         if self.dynamodb_endpoint:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
+        named = self.retriever == "" or _RETRIEVER.fullmatch(self.retriever) is not None
+        require(named, "retriever", self.retriever, "http:FILE.toml, python:MODULE:NAME, or nothing")
         require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         require(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "a number from 0 to 1")
         require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 
     def without_index(self) -> "Settings":
         """Return the same settings, answering from the model alone."""
-        return replace(self, index="")
+        return replace(self, index="", retriever="")
 
     @property
     def upstream_field_names(self) -> tuple[str, ...]:

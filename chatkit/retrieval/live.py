@@ -4,14 +4,14 @@ import asyncio
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from chatkit.errors import BadIndex, ChatkitError, NotFound, Unavailable
 from chatkit.protocols import Encoder
-from chatkit.retrieval.index import VectorIndex
 from chatkit.retrieval.layout import IndexFolder, Pointer
+from chatkit.retrieval.opening import OpenIndex, open_index
 from chatkit.types import Passage
 
 _log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _ATTEMPTS = 5
 class _Open:
     """One open version, and how many searches it is in the middle of."""
 
-    def __init__(self, index: VectorIndex, version: str, pointer: Pointer | None) -> None:
+    def __init__(self, index: OpenIndex, version: str, pointer: Pointer | None) -> None:
         self.index = index
         self.version = version
         self.pointer = pointer
@@ -55,6 +55,7 @@ class LiveIndexes:
         min_score: float,
         check_every_s: float = CHECK_EVERY_S,
         most_open: int = MOST_OPEN,
+        encoders: Callable[[str], Encoder | None] = lambda source: None,
     ) -> None:
         """Open the default index.
 
@@ -66,6 +67,7 @@ class LiveIndexes:
             min_score: cosine under which a passage is not relevant.
             check_every_s: seconds between two looks at the pointers.
             most_open: indexes that are open at once.
+            encoders: as `open_index` takes it.
 
         Raises:
             BadIndex: the default index is not there or cannot be used; the message has the command that mends it.
@@ -73,6 +75,7 @@ class LiveIndexes:
         """
         self._indexes = indexes
         self._encoder = encoder
+        self._encoders = encoders
         self._default = default
         self._named = named
         self._min_score = min_score
@@ -202,7 +205,7 @@ class LiveIndexes:
         for attempt in range(1, _ATTEMPTS + 1):
             pointer = folder.pointer()
             try:
-                index = VectorIndex.open(folder.folder, self._encoder, min_score=self._min_score)
+                index = open_index(folder.folder, self._encoder, min_score=self._min_score, encoders=self._encoders)
             except BadIndex:
                 if attempt == _ATTEMPTS or folder.pointer() == pointer:
                     raise
