@@ -11,10 +11,9 @@ from chatkit import prompts, release
 from chatkit.conversation import Conversation
 from chatkit.errors import InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import LanguageModel, Moderator, NewTurn, PartsRetriever, Retriever, Ticket, TurnStore
+from chatkit.retrievers import in_one
 from chatkit.types import ChatRequest, ModerationResult, Passage, QueryPart, Turn, check_id
 
-# A message this short is likely to lean on the one before it. Words.
-_SHORT_MESSAGE = 6
 # Earlier messages that a search goes by beside the newest, what the last of them counts, and what each before it
 # counts of the one after it. On mtrag-un (377 last questions of long conversations) that finds .96 of the passages
 # among ten, the last question alone .91, all messages as one text .88; from .4 to .6, .5 to .8, and three to eight
@@ -36,6 +35,8 @@ class ServiceOptions:
     """What the operator decides about every turn; see settings.Settings for each."""
 
     system_prompt: str = ""
+    source_prompt: str = prompts.PASSAGE_HEADER
+    min_ratio: float = 0.0
     refusal: str = "I cannot help with that."
     gate: release.GateMode = "check_first"
     refuse_unchecked_input: bool = True
@@ -173,21 +174,22 @@ class Planner:
             if asked.index is not None:
                 raise NotFound(f"there is no index {asked.index!r}: this service answers without any")
             return ()
+        parts = query_parts(conversation, request.text)
+        where = dict(asked.where)
         if isinstance(self._retriever, PartsRetriever):
             passages = await self._retriever.search_parts(
-                query_parts(conversation, request.text),
+                parts,
                 k=asked.k,
                 index=asked.index,
-                where=dict(asked.where) or None,
+                where=where or None,
                 rerank=asked.rerank,
                 neighbours=asked.neighbours,
             )
         else:
-            query = search_query(conversation, request.text)
-            filters = {"where": dict(asked.where)} if asked.where else {}
-            passages = await self._retriever.search(query, k=asked.k, index=asked.index, **filters)
+            filters = {"where": where} if where else {}
+            passages = await self._retriever.search(in_one(parts), k=asked.k, index=asked.index, **filters)
         watch.mark("retrieval")
-        return passages
+        return near_best(passages, self._options.min_ratio)
 
     async def _prompt(
         self, request: ChatRequest, turns: tuple[Turn, ...], passages: tuple[Passage, ...]
@@ -210,6 +212,7 @@ class Planner:
                 text=request.text,
                 window=window,
                 reserve=reserve,
+                header=self._options.source_prompt,
             )
 
         size = len(request.text) + len(request.instructions) + sum(len(passage.text) for passage in passages)
@@ -257,12 +260,13 @@ def weighed(text: str, earlier: Sequence[str]) -> tuple[QueryPart, ...]:
     return QueryPart(text), *(QueryPart(said, weight) for said, weight in zip(newest_first, weights, strict=True))
 
 
-def search_query(conversation: Conversation, text: str) -> str:
-    """Return one text to search for, where a retriever takes no more: a short message with the one before it."""
-    past = conversation.context()
-    if past and len(text.split()) < _SHORT_MESSAGE:
-        return f"{past[-1].user}\n{text}"
-    return text
+def near_best(passages: tuple[Passage, ...], ratio: float) -> tuple[Passage, ...]:
+    """Return the passages with at least that part of the best one's score; all where the best has none above 0.
+
+    A passage that is far worse than the best takes a small model away from it more often than it has the answer.
+    """
+    best = max((passage.score for passage in passages), default=0.0)
+    return passages if best <= 0 else tuple(passage for passage in passages if passage.score >= best * ratio)
 
 
 class Stopwatch:

@@ -5,6 +5,17 @@ from typing import Protocol, runtime_checkable
 
 from chatkit.types import Passage, QueryPart
 
+# A message this short is likely to lean on the one before it. Words.
+_SHORT_MESSAGE = 6
+
+
+def in_one(parts: Sequence[QueryPart]) -> str:
+    """Return one text for a retriever that takes no more: a short message together with the one before it."""
+    text = parts[0].text
+    if len(parts) > 1 and len(text.split()) < _SHORT_MESSAGE:
+        return f"{parts[1].text}\n{text}"
+    return text
+
 
 class Retriever(Protocol):
     """Finds passages."""

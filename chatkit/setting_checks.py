@@ -21,6 +21,7 @@ _ADDRESS = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
 # What KMS takes as a key: Decrypt, "KeyId", in its API reference.
 _SESSION_KEYS = re.compile(r"file:[^\0]+|kms:[A-Za-z0-9:/_-]{1,2048}")
+_RETRIEVER = re.compile(r"http:[^\0]+|python:[^\W\d][\w.]*:[^\W\d]\w*")
 _OWN_HEADERS = ("authorization", "host", "content-length", "content-type", "transfer-encoding", "connection", "accept")
 
 
@@ -66,6 +67,24 @@ def check_session_keys(settings: "Settings") -> None:
     require(ok, "session_keys", named, "file:PATH, kms: with the id, alias or ARN of a key, or nothing")
     short = not named or len(table) <= 250
     require(short, "dynamodb_table", table, "at most 250 characters, for the table of its keys ends in -keys")
+
+
+def check_retrieval(settings: "Settings") -> None:
+    """Check what is looked up and how.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    named = settings.retriever == "" or _RETRIEVER.fullmatch(settings.retriever) is not None
+    require(named, "retriever", settings.retriever, "http:FILE.toml, python:MODULE:NAME, or nothing")
+    require(1 <= settings.k <= 50, "k", settings.k, "a number from 1 to 50")
+    require(0 <= settings.min_ratio <= 1, "min_ratio", settings.min_ratio, "a number from 0 to 1")
+    require(-1 <= settings.min_score <= 1, "min_score", settings.min_score, "a number from -1 to 1")
+    weight = settings.dense_weight
+    require(weight == -1 or 0 <= weight <= 1, "dense_weight", weight, "a number from 0 to 1, or -1")
+    require(0 <= settings.neighbours <= 10, "neighbours", settings.neighbours, "a number from 0 to 10")
+    alike = settings.neighbour_score
+    require(-1 <= alike <= 1, "neighbour_score", alike, "a number from -1 to 1")
 
 
 def check_upstream(settings: "Settings") -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from chatkit.errors import ConfigError
+from chatkit.prompts import PASSAGE_HEADER
 from chatkit.setting_checks import (
     ENV_PREFIX,
     FILE_NAME,
@@ -17,6 +18,7 @@ from chatkit.setting_checks import (
     Secret,
     check_address,
     check_keys,
+    check_retrieval,
     check_session_keys,
     check_upstream,
     key_in,
@@ -133,6 +135,7 @@ class Settings:
     system_prompt: str = _setting(
         "You are a helpful AI assistant.", "First message of every prompt; the day is added to it."
     )
+    source_prompt: str = _setting(PASSAGE_HEADER, "What the model is told to do with the passages before it.")
     max_new_tokens: int = _setting(256, "Length of a reply where the request names none, in tokens.")
     deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
     history_turns: int = _setting(64, "Newest turns read for a prompt.")
@@ -140,6 +143,9 @@ class Settings:
     index: str = _setting("docs", "Name of the index to answer from; empty for none.", empty=True)
     request_indexes: str = _setting(
         "*", "Indexes a request may name, separated by commas; `*` for all, empty for none.", empty=True
+    )
+    retriever: str = _setting(
+        "", "In the place of an index: a search API, http:FILE.toml, or code of your own, python:MODULE:NAME."
     )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least score of a passage that is used; 0 to 1, -1 takes all.")
@@ -149,6 +155,12 @@ class Settings:
     reranker: str = _setting("", "Cross-encoder that reads the best passages again: a source; empty for none.")
     neighbours: int = _setting(0, "Passages before and after a hit that are read with it where they are like it.")
     neighbour_score: float = _setting(0.5, "Cosine with the hit above which a neighbour is read with it.")
+    min_ratio: float = _setting(
+        0.9, "Least part of the best passage's score that a further one needs to be used; 0 uses all."
+    )
+    citations: Literal["on", "off"] = _setting(
+        "on", "Whether each sentence of an answer is attributed to the passages that support it."
+    )
 
     store: Literal["sqlite", "dynamodb", "memory"] = _setting(
         "sqlite", "Where sessions are kept; `memory` forgets them when the service ends."
@@ -220,17 +232,11 @@ class Settings:
         check_session_keys(self)
         if self.dynamodb_endpoint:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
-        require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
-        require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
-        weight = self.dense_weight
-        require(weight == -1 or 0 <= weight <= 1, "dense_weight", weight, "a number from 0 to 1, or -1")
-        require(0 <= self.neighbours <= 10, "neighbours", self.neighbours, "a number from 0 to 10")
-        alike = self.neighbour_score
-        require(-1 <= alike <= 1, "neighbour_score", alike, "a number from -1 to 1")
+        check_retrieval(self)
 
     def without_index(self) -> "Settings":
         """Return the same settings, answering from the model alone."""
-        return replace(self, index="")
+        return replace(self, index="", retriever="")
 
     @property
     def upstream_field_names(self) -> tuple[str, ...]:

@@ -2,15 +2,20 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chatkit import retrieving
+from chatkit.citations import Attributor
 from chatkit.engines import open_model
 from chatkit.errors import ConfigError, ModelError
 from chatkit.planning import ServiceOptions
 from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionStore
+from chatkit.retrieving import OpenRetriever
 from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 
@@ -22,14 +27,18 @@ if TYPE_CHECKING:
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import SentenceEncoder
     from chatkit.retrieval.entries import SourceEntry
-    from chatkit.retrieval.index import SearchOptions
-    from chatkit.retrieval.live import LiveIndexes
     from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
-async def build_service(settings: Settings) -> OpenChatKitService:
+async def build_service(
+    settings: Settings, *, around: "Callable[[Retriever | None], Retriever | None] | None" = None
+) -> OpenChatKitService:
     """Assemble the service; the language model loads while the encoder, the head and the index are opened.
+
+    Args:
+        settings: which parts.
+        around: given the retriever of the settings, returns the one that turns use; for measurements.
 
     Raises:
         ChatkitError: the part that could not be loaded.
@@ -49,12 +58,16 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             raise
         options = ServiceOptions(
             system_prompt=settings.system_prompt,
+            source_prompt=settings.source_prompt,
+            min_ratio=settings.min_ratio,
             refusal=settings.refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
             deadline_s=settings.deadline_s,
             history_turns=settings.history_turns,
         )
+        if around is not None:
+            retriever = around(retriever)
         own = getattr(model, "embedder", None)  # an engine that makes vectors with the chat model's own weights
         embedders = (encoder, own) if own is not None else (encoder,)
         resources = stack.pop_all()
@@ -63,6 +76,7 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             moderator,
             store,
             retriever=retriever,
+            attributor=Attributor(encoder) if settings.citations == "on" else None,
             embedders=embedders,
             archive=store,
             options=options,
@@ -78,7 +92,10 @@ def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Mod
     retriever = open_retriever(settings, encoder)
     if retriever is not None:
         stack.callback(retriever.close)
-    return encoder, open_moderator(settings, encoder), retriever, store
+    for_moderation = moderation_encoder(settings, encoder)
+    if for_moderation is not encoder:
+        stack.callback(for_moderation.close)
+    return encoder, open_moderator(settings, for_moderation), retriever, store
 
 
 class Store(SessionStore, Protocol):
@@ -202,6 +219,34 @@ def open_encoder(settings: Settings, *, bulk: bool = False) -> "SentenceEncoder"
     )
 
 
+def moderation_encoder(settings: Settings, shared: "SentenceEncoder | None" = None) -> "SentenceEncoder":
+    """Return the encoder that the moderation head was fitted on: that of the settings, or the default one beside it.
+
+    Args:
+        shared: the encoder of the settings, where it is open.
+
+    Raises:
+        ModelError: the default one is needed and was not pulled.
+    """
+    from chatkit.models import sources
+    from chatkit.moderation import head
+
+    fitted = head.fitted_on()
+    if (shared.fingerprint if shared else _fingerprint(settings)) != fitted:
+        usual = Settings(home=settings.home, models_dir=settings.models_dir, threads=settings.threads)
+        usual = replace(usual, encoder_backend=settings.encoder_backend, encoder_device=settings.encoder_device)
+        try:
+            if _fingerprint(usual) == fitted:
+                return open_encoder(usual)
+        except ModelError as error:
+            source = sources.parse("default", "encoder")
+            raise ModelError(
+                f"moderation needs the encoder that its head was fitted on, beside {settings.encoder!r}; "
+                f"run: {shlex.join(['chatkit', 'models', 'pull', str(source)])}"
+            ) from error
+    return shared or open_encoder(settings)
+
+
 def _encoder_files(settings: Settings) -> "tuple[Path, Path, Told]":
     """Return the encoder's folder, where what is made of it is kept, and what the settings say of its use."""
     from chatkit.models import sources
@@ -217,46 +262,13 @@ def _encoder_files(settings: Settings) -> "tuple[Path, Path, Told]":
     return folder, sources.derived_dir(folder, models_dir=settings.models), told
 
 
-def open_retriever(settings: Settings, encoder: Encoder) -> "LiveIndexes | None":
-    """Open the index that `settings.index` names, and others when requests name them; None when it names none.
+def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | None":
+    """Open what the settings say to look things up in; see `retrieving.open_retriever`."""
 
-    Raises:
-        BadIndex: there is no such index, or it cannot be used.
-    """
-    if not settings.index:
-        return None
-    from chatkit.retrieval.live import LiveIndexes
+    def own(source: str) -> Encoder | None:
+        return None if source == settings.encoder else open_encoder(replace(settings, encoder=source))
 
-    names = {name.strip() for name in settings.request_indexes.split(",")}
-    return LiveIndexes(
-        settings.indexes,
-        encoder,
-        default=settings.index,
-        named=None if "*" in names else names,
-        options=search_options(settings),
-    )
-
-
-def search_options(settings: Settings) -> "SearchOptions":
-    """Return how indexes are searched, with the reranker opened where the settings name one.
-
-    Raises:
-        ModelError: the reranker was not pulled or is of another kind.
-    """
-    from chatkit.models import sources
-    from chatkit.retrieval.index import SearchOptions
-    from chatkit.retrieval.rerank import CrossEncoder
-
-    reranker = None
-    if settings.reranker:
-        reranker = CrossEncoder(sources.resolve(settings.reranker, models_dir=settings.models))
-    return SearchOptions(
-        min_score=settings.min_score,
-        dense_weight=None if settings.dense_weight < 0 else settings.dense_weight,
-        reranker=reranker,
-        neighbours=settings.neighbours,
-        alike=settings.neighbour_score,
-    )
+    return retrieving.open_retriever(settings, encoder, own)
 
 
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:

@@ -200,41 +200,39 @@ def copy_hashed(stream: IO[bytes], path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def require_space(folder: Path, needed: int) -> None:
+def require_space(folder: Path, needed: int, setting: str = "CHATKIT_MODELS_DIR") -> None:
     """Check that `needed` bytes fit.
 
     Raises:
         ModelError: they do not.
     """
     if shutil.disk_usage(folder).free < needed:
-        raise full_disk(folder, needed)
+        raise full_disk(folder, needed, setting)
 
 
-def full_disk(folder: Path, needed: int | None) -> ModelError:
+def full_disk(folder: Path, needed: int | None, setting: str = "CHATKIT_MODELS_DIR") -> ModelError:
     """Return the error for a disk without room; `needed` is None where the size was never announced."""
     wanted = f"{needed} bytes" if needed is not None else "more than that"
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     return ModelError(
         f"no room in {str(folder)!r}: the pull needs {wanted}, {free} bytes are free; "
-        "free some or set CHATKIT_MODELS_DIR to another disk"
+        f"free some or set {setting} to another disk"
     )
 
 
 @contextmanager
-def disk_errors(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """Turn what the disk refuses into a ModelError that names the folder."""
+def disk_errors(folder: Path, needed: int | None = None, *, setting: str = "CHATKIT_MODELS_DIR") -> Iterator[None]:
+    """Turn what the disk refuses into a ModelError that names the folder, and the setting that chooses another."""
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise full_disk(folder, needed) from error
+            raise full_disk(folder, needed, setting) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise ModelError(
-                f"{str(folder)!r} cannot be written; set CHATKIT_MODELS_DIR to a folder of yours"
-            ) from error
+            raise ModelError(f"{str(folder)!r} cannot be written; set {setting} to a folder of yours") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise ModelError(f"{str(folder)!r} cannot be made a folder; set CHATKIT_MODELS_DIR to another") from error
+            raise ModelError(f"{str(folder)!r} cannot be made a folder; set {setting} to another") from error
         raise ModelError(f"the pull into {str(folder)!r} failed ({error})") from error
 
 

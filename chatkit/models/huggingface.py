@@ -25,10 +25,11 @@ class HuggingFace:
     token: str
     endpoint_variable: str = "HF_ENDPOINT"
     token_variable: str = "HF_TOKEN"
+    datasets: bool = False
 
     @classmethod
-    def of_user(cls, source: str) -> "HuggingFace":
-        """Read the variables and the token file of the hub's own tool.
+    def of_user(cls, source: str, *, datasets: bool = False) -> "HuggingFace":
+        """Read the variables and the token file of the hub's own tool; for data sets where not for models.
 
         Raises:
             Offline: HF_HUB_OFFLINE forbids the hub; the error names `source`.
@@ -37,19 +38,19 @@ class HuggingFace:
             raise Offline(
                 f"{source!r} is not here and HF_HUB_OFFLINE forbids to fetch it; unset it or use a local path"
             )
-        return cls(os.environ.get("HF_ENDPOINT", "").rstrip("/") or ADDRESS, _token())
+        return cls(os.environ.get("HF_ENDPOINT", "").rstrip("/") or ADDRESS, _token(), datasets=datasets)
 
     def credentials(self) -> Mapping[str, str]:
         """Return the token as a header."""
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
     def page(self, name: str) -> str:
-        """Return the model's page."""
-        return f"{self.endpoint}/{name}"
+        """Return the page of the model or data set."""
+        return f"{self.endpoint}/{self._place}{name}"
 
     def address(self, name: str, commit: str, path: str) -> str:
         """Return where a file is downloaded from."""
-        return f"{self.endpoint}/{name}/resolve/{commit}/{quote(path)}"
+        return f"{self.endpoint}/{self._place}{name}/resolve/{commit}/{quote(path)}"
 
     def status(self, answer: "httpx.Response") -> int:
         """Return the status as it was sent."""
@@ -57,8 +58,13 @@ class HuggingFace:
 
     def listing(self, transfer: Transfer, name: str, revision: str) -> Listing:
         """Return the commit, the licence and the files, all from one answer."""
-        url = f"{self.endpoint}/api/models/{name}/revision/{quote(revision, safe='')}"
+        kind = "datasets" if self.datasets else "models"
+        url = f"{self.endpoint}/api/{kind}/{name}/revision/{quote(revision, safe='')}"
         return _read(transfer.ask(url, blobs="true"))
+
+    @property
+    def _place(self) -> str:
+        return "datasets/" if self.datasets else ""
 
 
 def _token() -> str:

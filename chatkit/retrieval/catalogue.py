@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chatkit.errors import BadIndex, InvalidRequest
-from chatkit.retrieval import versions, writing
+from chatkit.retrieval import published, versions, writing
 from chatkit.retrieval.layout import VERSION, IndexFolder
 from chatkit.retrieval.manifest import Manifest
 
@@ -70,6 +70,8 @@ def _listed(index: IndexFolder, fingerprint: str | None, default: str) -> Listed
     try:
         with versions.advised(index, fingerprint):
             live = index.current()
+            if (receipt := published.read_published(index.version_folder(live))) is not None:
+                return _listed_copy(index, live, receipt, default)
             manifest = Manifest.read(index.version_folder(live))
             versions.check(index.version_folder(live), fingerprint)
     except BadIndex as error:
@@ -83,6 +85,27 @@ def _listed(index: IndexFolder, fingerprint: str | None, default: str) -> Listed
         bytes=sum(entry.size for entry in manifest.files.values()) if manifest else 0,
         encoder_matches=manifest.fingerprint == fingerprint if manifest and fingerprint else None,
         built_at=manifest.built_at if manifest else "",
+        problem=problem,
+        is_default=index.name == default,
+    )
+
+
+def _listed_copy(index: IndexFolder, live: str, receipt: published.Published, default: str) -> Listed:
+    """Return the row of a published index, which is searched with the encoder that it names."""
+    problem = ""
+    try:
+        receipt.check(index.version_folder(live))
+    except BadIndex as error:
+        problem = str(error)
+    return Listed(
+        name=index.name,
+        live=live,
+        others=tuple(version for version in index.versions() if version != live),
+        passages=receipt.rows,
+        documents=0,
+        bytes=receipt.bytes,
+        encoder_matches=None,
+        built_at=receipt.prepared_at,
         problem=problem,
         is_default=index.name == default,
     )

@@ -67,7 +67,7 @@ def _convert(checkpoint: Checkpoint) -> Any:
         example = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         try:
             graph = quietly(lambda: openvino.convert_model(module, example_input=example, input=inputs))
-        except Exception as error:  # each library on the way has kinds of its own
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # what tracing meets
             raise ModelError(
                 f"the encoder {str(checkpoint.folder)!r} cannot be converted ({first_line(error)}); "
                 "run it with --encoder-backend torch"

@@ -79,8 +79,11 @@ class IndexFolder:
             return []
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, timeout: float = 0.0) -> Iterator[None]:
         """Be the only builder of this index; the system frees the lock of a builder that is killed.
+
+        Args:
+            timeout: seconds to wait for another one.
 
         Raises:
             Unavailable: another process is building it.
@@ -88,7 +91,7 @@ class IndexFolder:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder / _LOCK, timeout=0)
+            lock = FileLock(self.folder / _LOCK, timeout=timeout)
             lock.acquire()
         except Timeout as error:
             raise Unavailable(

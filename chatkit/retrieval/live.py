@@ -4,14 +4,16 @@ import asyncio
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from chatkit.errors import BadIndex, ChatkitError, NotFound, Unavailable
 from chatkit.protocols import Encoder
-from chatkit.retrieval.index import SearchOptions, VectorIndex
+from chatkit.retrieval.index import SearchOptions
 from chatkit.retrieval.layout import IndexFolder, Pointer
+from chatkit.retrieval.opening import OpenIndex, open_index
+from chatkit.retrievers import PartsRetriever, in_one
 from chatkit.types import Passage, QueryPart
 
 _log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ _ATTEMPTS = 5
 class _Open:
     """One open version, and how many searches it is in the middle of."""
 
-    def __init__(self, index: VectorIndex, version: str, pointer: Pointer | None) -> None:
+    def __init__(self, index: OpenIndex, version: str, pointer: Pointer | None) -> None:
         self.index = index
         self.version = version
         self.pointer = pointer
@@ -52,10 +54,10 @@ class LiveIndexes:
         *,
         default: str,
         named: Collection[str] | None,
-        min_score: float | None = None,
         options: SearchOptions | None = None,
         check_every_s: float = CHECK_EVERY_S,
         most_open: int = MOST_OPEN,
+        encoders: Callable[[str], Encoder | None] = lambda source: None,
     ) -> None:
         """Open the default index.
 
@@ -64,10 +66,10 @@ class LiveIndexes:
             encoder: the one they were built with.
             default: the index that is searched where none is named.
             named: other indexes that a request may name; None for all.
-            min_score: goes before that of `options`.
             options: how they are searched.
             check_every_s: seconds between two looks at the pointers.
             most_open: indexes that are open at once.
+            encoders: as `open_index` takes it.
 
         Raises:
             BadIndex: the default index is not there or cannot be used; the message has the command that mends it.
@@ -75,9 +77,9 @@ class LiveIndexes:
         """
         self._indexes = indexes
         self._encoder = encoder
+        self._encoders = encoders
         self._default = default
         self._named = named
-        self._min_score = min_score
         self._options = options
         self._most_open = most_open
         self._lock = threading.Lock()  # held for a few steps at a time, never while a file is read
@@ -119,7 +121,10 @@ class LiveIndexes:
             # Shielded: others may wait for the same index when this request is cancelled.
             await asyncio.shield(asyncio.wrap_future(self._open_once(name)))
         try:
-            return await entry.index.search_parts(parts, k=k, where=where, rerank=rerank, neighbours=neighbours)
+            opened = entry.index
+            if isinstance(opened, PartsRetriever):
+                return await opened.search_parts(parts, k=k, where=where, rerank=rerank, neighbours=neighbours)
+            return await opened.search(in_one(parts), k=k, where=where)
         finally:
             self._leave(entry)
 
@@ -220,7 +225,7 @@ class LiveIndexes:
         for attempt in range(1, _ATTEMPTS + 1):
             pointer = folder.pointer()
             try:
-                index = VectorIndex.open(folder.folder, self._encoder, min_score=self._min_score, options=self._options)
+                index = open_index(folder.folder, self._encoder, options=self._options, encoders=self._encoders)
             except BadIndex:
                 if attempt == _ATTEMPTS or folder.pointer() == pointer:
                     raise

@@ -1,4 +1,4 @@
-"""Encoders of a few thousand random weights, of every kind, laid out as sentence-transformers does, and their vectors."""
+"""Encoders of a few thousand random weights, laid out as sentence-transformers does, and what their vectors are."""
 
 import json
 import warnings

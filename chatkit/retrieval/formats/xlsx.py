@@ -50,8 +50,7 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
                 if size > limits.text:
                     raise Unreadable(f"holds more than {limits.text} characters of text; split it")
                 paper.line(line)
-    for sheet in book.chartsheets:
-        paper.heading(2, sheet.title)
+    drawn = [*(sheet.title for sheet in book.chartsheets), *drawn]
     for name, lines in (("Charts and drawings", drawn), ("Comments", comments)):
         if lines:
             paper.heading(2, name)

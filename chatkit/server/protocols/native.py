@@ -12,6 +12,7 @@ from chatkit.server.sse import JSON_LINES, SSE, frame
 from chatkit.service import new_request_id
 from chatkit.types import (
     ChatRequest,
+    Citation,
     Error,
     Event,
     ModerationResult,
@@ -102,6 +103,7 @@ def answer(reply: Reply) -> dict[str, Any]:
             "output": _verdict(reply.moderation_output),
         },
         "sources": [source(passage) for passage in reply.passages],
+        "citations": [citation(one) for one in reply.citations],
         "usage": {
             "prompt_tokens": reply.usage.prompt_tokens,
             "completion_tokens": reply.usage.completion_tokens,
@@ -144,6 +146,17 @@ def _verdict(result: ModerationResult | None) -> Mapping[str, Any] | None:
         "scores": {name: round(score, 4) for name, score in result.scores.items()},
         "unavailable": result.unavailable,
         "model": result.model,
+    }
+
+
+def citation(one: Citation) -> dict[str, Any]:
+    """Return a citation as answers show it."""
+    return {
+        "start": one.start,
+        "end": one.end,
+        "sources": list(one.passage_ids),
+        "score": round(one.score, 4),
+        "supported": one.supported,
     }
 
 
