@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,11 +17,9 @@ from chatkit.settings import Settings
 if TYPE_CHECKING:
     from chatkit.models.sources import Listed, Pulled
     from chatkit.moderation.train import TrainReport
-    from chatkit.retrieval.build import BuildReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import SentenceEncoder
-    from chatkit.retrieval.entries import SourceEntry
     from chatkit.retrieval.live import LiveIndexes
     from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
@@ -249,33 +247,6 @@ def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: 
     from chatkit.moderation import train
 
     return train.train_head(open_encoder(settings), folder, out, progress)
-
-
-def prepare_index(
-    settings: Settings,
-    *,
-    sources: Sequence[str],
-    name: str,
-    chunking: Mapping[str, int] | None,
-    entries: "Sequence[SourceEntry]" = (),
-    progress: Any,
-) -> "BuildReport":
-    """Build the index `name` from files, folders and other sources."""
-    from chatkit.retrieval import build
-
-    encoder = open_encoder(settings, bulk=True)
-    try:
-        return build.build_index(
-            sources,
-            settings.indexes,
-            name=name,
-            encoder=encoder,
-            chunking=chunking,
-            entries=entries,
-            progress=progress,
-        )
-    finally:
-        encoder.close()
 
 
 def list_indexes(settings: Settings) -> "list[ListedIndex]":

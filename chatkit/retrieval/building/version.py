@@ -1,5 +1,6 @@
 """The third stage of a build: the files of a version from staged chunks and their vectors, checked by reading back."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 import chatkit
 from chatkit.errors import BrokenIndex
-from chatkit.retrieval import kinds, writing
+from chatkit.retrieval import kinds, lexical, writing
 from chatkit.retrieval.building import embedding, spool
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.keys import text_keys
@@ -85,7 +86,7 @@ def write(
         name=name,
         encoder=encoder,
         vectors=stored,
-        lexical=None,
+        lexical=lexical.entry(),
         fusion=FusionEntry(),
         chunker=plan["chunker"],
         chunking=plan["chunking"],
@@ -122,22 +123,26 @@ def _write_legs(
     recall: float,
     meter: Meter,
 ) -> tuple[list[Path], VectorsEntry]:
-    """Write passages and vectors, row by row in the same order; returns the files and how vectors are searched."""
+    """Write passages and both legs, row by row in the same order; returns the files and how vectors are searched."""
+    shutil.rmtree(folder / lexical.FOLDER, ignore_errors=True)  # of a build that was killed while it wrote
     total = staged.counts.passages
     with (
         closing(PassageWriter(folder)) as passages,
         closing(VectorWriter(folder, encoder.dim, kind, encoder.metric)) as rows,
+        closing(lexical.LexicalWriter(folder)) as words,
     ):
         if kind.train_rows:
             rows.train(_sample(staged, cache, encoder.passage_prefix, kind.train_rows))
         done = 0
         for chunks, their_vectors in embedding.with_vectors(staged.spool, cache, encoder.passage_prefix):
-            passages.add([entry.chunk for entry in chunks])
+            own = [entry.chunk for entry in chunks]
+            passages.add(own)
+            words.add(done, own)
             rows.add(their_vectors)
             done += len(chunks)
             meter.chunks(done, total)
         files, stored = rows.finish(recall)
-        return [*passages.finish(), *files], stored
+        return [*passages.finish(), *words.finish(), *files], stored
 
 
 def _sample(staged: Staging, cache: VectorCache, prefix: str, wanted: int) -> Vectors:
