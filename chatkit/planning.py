@@ -3,17 +3,25 @@
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from chatkit import prompts, release
 from chatkit.conversation import Conversation
 from chatkit.errors import InvalidRequest, NotFound, TooLarge
-from chatkit.protocols import LanguageModel, Moderator, NewTurn, Retriever, Ticket, TurnStore
-from chatkit.types import ChatRequest, ModerationResult, Passage, Turn, check_id
+from chatkit.protocols import LanguageModel, Moderator, NewTurn, PartsRetriever, Retriever, Ticket, TurnStore
+from chatkit.types import ChatRequest, ModerationResult, Passage, QueryPart, Turn, check_id
 
 # A message this short is likely to lean on the one before it. Words.
 _SHORT_MESSAGE = 6
+# Earlier messages that a search goes by beside the newest, what the last of them counts, and what each before it
+# counts of the one after it. On mtrag-un (377 last questions of long conversations) that finds .96 of the passages
+# among ten, the last question alone .91, all messages as one text .88; from .4 to .6, .5 to .8, and three to eight
+# messages it is .95 to .96. What the assistant said adds nothing that is worth encoding it.
+_EARLIER = 4
+_EARLIER_WEIGHT = 0.4
+_EARLIER_DECAY = 0.6
 # Messages of one request that are checked side by side: a long history must not fill the encoder for everybody else.
 _CHECKS_AT_ONCE = 8
 # A prompt of more characters is built and counted in a thread, so that nobody else waits for the milliseconds that
@@ -165,8 +173,19 @@ class Planner:
             if asked.index is not None:
                 raise NotFound(f"there is no index {asked.index!r}: this service answers without any")
             return ()
-        query = search_query(conversation, request.text)
-        passages = await self._retriever.search(query, k=asked.k, index=asked.index)
+        if isinstance(self._retriever, PartsRetriever):
+            passages = await self._retriever.search_parts(
+                query_parts(conversation, request.text),
+                k=asked.k,
+                index=asked.index,
+                where=dict(asked.where) or None,
+                rerank=asked.rerank,
+                neighbours=asked.neighbours,
+            )
+        else:
+            query = search_query(conversation, request.text)
+            filters = {"where": dict(asked.where)} if asked.where else {}
+            passages = await self._retriever.search(query, k=asked.k, index=asked.index, **filters)
         watch.mark("retrieval")
         return passages
 
@@ -225,8 +244,21 @@ def new_session_id() -> str:
     return "s-" + secrets.token_urlsafe(16)
 
 
+def query_parts(conversation: Conversation, text: str) -> tuple[QueryPart, ...]:
+    """Return what to search by: the message, and what the user said before it, the older the less it counts."""
+    said = [turn.user for turn in conversation.context() if turn.user.strip()]
+    return weighed(text, said)
+
+
+def weighed(text: str, earlier: Sequence[str]) -> tuple[QueryPart, ...]:
+    """Return the parts of a query from the newest message and those before it, oldest first."""
+    newest_first = list(reversed(earlier[-_EARLIER:]))
+    weights = (_EARLIER_WEIGHT * _EARLIER_DECAY**age for age in range(len(newest_first)))
+    return QueryPart(text), *(QueryPart(said, weight) for said, weight in zip(newest_first, weights, strict=True))
+
+
 def search_query(conversation: Conversation, text: str) -> str:
-    """Return what to search for: a short message is read together with the one before it."""
+    """Return one text to search for, where a retriever takes no more: a short message with the one before it."""
     past = conversation.context()
     if past and len(text.split()) < _SHORT_MESSAGE:
         return f"{past[-1].user}\n{text}"

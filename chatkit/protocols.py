@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from chatkit.conversation import Conversation
+from chatkit.retrievers import PartsRetriever as PartsRetriever
+from chatkit.retrievers import Retriever as Retriever
 from chatkit.types import (
     Chunk,
     Direction,
@@ -110,24 +112,6 @@ class Moderator(Protocol):
             text: what is judged, of any length.
             direction: which side of the turn it is on; the policy may differ.
             before: text already released just before it, read for context but not judged alone.
-        """
-        ...
-
-
-class Retriever(Protocol):
-    """Finds passages."""
-
-    async def search(self, query: str, *, k: int, index: str | None = None) -> tuple[Passage, ...]:
-        """Return at most `k` passages above the retriever's cut-off, best first; none when nothing is relevant.
-
-        Args:
-            query: what to look for.
-            k: most passages wanted.
-            index: name of another index than the retriever's own.
-
-        Raises:
-            NotFound: there is no index of that name that a request may use.
-            BadIndex: it is there but cannot be used.
         """
         ...
 

@@ -143,7 +143,13 @@ class Settings:
     )
     keep_versions: int = _setting(1, "Older versions of an index that are kept beside the live one.")
     k: int = _setting(3, "Passages looked up for a message.")
-    min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
+    min_score: float = _setting(0.35, "Least score of a passage that is used; 0 to 1, -1 takes all.")
+    dense_weight: float = _setting(
+        -1.0, "Weight of meaning against words in a search, 0 to 1; -1 takes what each index was built with."
+    )
+    reranker: str = _setting("", "Cross-encoder that reads the best passages again: a source; empty for none.")
+    neighbours: int = _setting(0, "Passages before and after a hit that are read with it where they are like it.")
+    neighbour_score: float = _setting(0.5, "Cosine with the hit above which a neighbour is read with it.")
 
     store: Literal["sqlite", "dynamodb", "memory"] = _setting(
         "sqlite", "Where sessions are kept; `memory` forgets them when the service ends."
@@ -218,6 +224,11 @@ class Settings:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
         require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
         require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
+        weight = self.dense_weight
+        require(weight == -1 or 0 <= weight <= 1, "dense_weight", weight, "a number from 0 to 1, or -1")
+        require(0 <= self.neighbours <= 10, "neighbours", self.neighbours, "a number from 0 to 10")
+        alike = self.neighbour_score
+        require(-1 <= alike <= 1, "neighbour_score", alike, "a number from -1 to 1")
 
     def without_index(self) -> "Settings":
         """Return the same settings, answering from the model alone."""

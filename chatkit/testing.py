@@ -8,11 +8,11 @@ import contextlib
 import copy
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from chatkit.conversation import Conversation
-from chatkit.errors import ChatkitError, NotFound
+from chatkit.errors import ChatkitError, InvalidRequest, NotFound
 from chatkit.prompt_formats import OpenChatKitFormat
 from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionHead, SessionList, Ticket
 from chatkit.sessions import items, records
@@ -119,8 +119,12 @@ class ListRetriever:
         self._passages = tuple(passages)
         self.queries: list[str] = []
 
-    async def search(self, query: str, *, k: int, index: str | None = None) -> tuple[Passage, ...]:
-        """Return at most `k` passages; there is one index, without a name."""
+    async def search(
+        self, query: str, *, k: int, index: str | None = None, where: Mapping[str, str] | None = None
+    ) -> tuple[Passage, ...]:
+        """Return at most `k` passages; there is one index, without a name or filters."""
+        if where:
+            raise InvalidRequest(f"where names {min(where)!r}, expected no filter: this retriever has none")
         if index is not None:
             raise NotFound(f"there is no index {index!r}, expected none to be named")
         self.queries.append(query)

@@ -122,20 +122,54 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryPart:
+    """One of the texts that a search goes by.
+
+    Attributes:
+        weight: how much it counts beside the others, above 0.
+    """
+
+    text: str
+    weight: float = 1.0
+
+
+# What a filter may ask of a passage's document, and the most patterns and characters of one.
+FILTERS = ("source", "title", "document")
+_LONGEST_PATTERN = 512
+
+
+@dataclass(frozen=True, slots=True)
 class RetrievalOptions:
     """What one request asks of retrieval.
 
     Attributes:
         index: name of the index to search; None takes the service's own.
+        where: pairs of `source`, `title` or `document` and a pattern with `*`, `?` and `[ab]`; only passages of
+            documents that match all are searched.
+        rerank: let the service's reranker read what was found; None leaves it to the service.
+        neighbours: passages on each side of a hit that are read with it; None leaves it to the service.
     """
 
     enabled: bool = True
     k: int = 3
     index: str | None = None
+    where: tuple[tuple[str, str], ...] = ()
+    rerank: bool | None = None
+    neighbours: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the bound."""
+        """Check the bounds."""
         _within("k", self.k, 1, 50)
+        if self.neighbours is not None:
+            _within("neighbours", self.neighbours, 0, 10)
+        names = [name for name, _ in self.where]
+        for name, pattern in self.where:
+            if name not in FILTERS or names.count(name) > 1:
+                raise InvalidRequest(f"where has {name[:40]!r}, expected each of {', '.join(FILTERS)} at most once")
+            if not pattern or len(pattern) > _LONGEST_PATTERN:
+                raise InvalidRequest(
+                    f"the pattern for {name} has {len(pattern)} characters, expected 1 to {_LONGEST_PATTERN}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import SentenceEncoder
+    from chatkit.retrieval.index import SearchOptions
     from chatkit.retrieval.live import LiveIndexes
     from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
@@ -230,7 +231,29 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "LiveIndexes | None"
         encoder,
         default=settings.index,
         named=None if "*" in names else names,
+        options=search_options(settings),
+    )
+
+
+def search_options(settings: Settings) -> "SearchOptions":
+    """Return how indexes are searched, with the reranker opened where the settings name one.
+
+    Raises:
+        ModelError: the reranker was not pulled or is of another kind.
+    """
+    from chatkit.models import sources
+    from chatkit.retrieval.index import SearchOptions
+    from chatkit.retrieval.rerank import CrossEncoder
+
+    reranker = None
+    if settings.reranker:
+        reranker = CrossEncoder(sources.resolve(settings.reranker, models_dir=settings.models))
+    return SearchOptions(
         min_score=settings.min_score,
+        dense_weight=None if settings.dense_weight < 0 else settings.dense_weight,
+        reranker=reranker,
+        neighbours=settings.neighbours,
+        alike=settings.neighbour_score,
     )
 
 

@@ -22,6 +22,7 @@ LAYERS = {
     "chatkit.types": 0,
     "chatkit.errors": 0,
     "chatkit.protocols": 1,
+    "chatkit.retrievers": 1,
     "chatkit.conversation": 1,
     "chatkit.markers": 1,
     "chatkit.prompt_formats": 1,

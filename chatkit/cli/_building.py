@@ -43,9 +43,7 @@ def ray_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = (
         click.option("--engine", type=click.Choice(("local", "ray")), default="local", help="What embeds the chunks."),
         click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Encoders on Ray."),
-        click.option(
-            "--ray-address", metavar="ADDRESS", help="Of a cluster, or `auto`; else it starts here."
-        ),
+        click.option("--ray-address", metavar="ADDRESS", help="Of a cluster, or `auto`; else it starts here."),
         click.option("--worker-cpus", type=float, default=1.0, show_default=True, help="CPUs of each encoder on Ray."),
         click.option("--worker-gpus", type=float, default=0.0, show_default=True, help="GPUs of each encoder on Ray."),
     )

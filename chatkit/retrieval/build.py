@@ -178,7 +178,9 @@ class _Job:
             total, batch = staged.counts.passages, self.options.batch
             embedded = embed_missing(staged.spool, total, cache, self.encoder, self.embedding, self.meter, batch=batch)
             self.meter.begin("write")
-            manifest = version.write(place.folder, self.index.name, staged, cache, self.plan, self.options, self.meter)
+            manifest = version.write(
+                place.folder, self.index.name, staged, cache, self.plan, self.options, self.encoder, self.meter
+            )
             kept = versions.to_keep(self.index, self.encoder.fingerprint, self.options.keep)
             much = len(cache) > collecting.MOST_SPARE * total
         folder = self.index.publish(place.cleared(), keep=kept)

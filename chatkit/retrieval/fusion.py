@@ -36,7 +36,15 @@ class Fused:
     scores: Scores
 
 
-def fuse(dense: Scores, lexical: Scores, weight: float, *, ceiling: float = 0.0, background: float = 0.0) -> Fused:
+def fuse(
+    dense: Scores,
+    lexical: Scores,
+    weight: float,
+    *,
+    ceiling: float = 0.0,
+    background: float = 0.0,
+    nearest: float | None = None,
+) -> Fused:
     """Order candidates by the weighted sum of the scores of both legs, each as its share of that leg's best.
 
     Both legs score every candidate, also those that only the other one brought: a passage that one leg missed by a
@@ -50,6 +58,7 @@ def fuse(dense: Scores, lexical: Scores, weight: float, *, ceiling: float = 0.0,
         weight: of the dense leg, 0 to 1.
         ceiling: the BM25 score that no passage can exceed for this query.
         background: mean cosine of unrelated texts with this encoder.
+        nearest: cosine of the best candidate, where `dense` holds inner products of vectors of any length.
 
     Returns:
         The order, and scores: the share of the best candidate times how relevant that one is.
@@ -62,7 +71,8 @@ def fuse(dense: Scores, lexical: Scores, weight: float, *, ceiling: float = 0.0,
         return Fused(order, np.zeros(len(order)))
     spoken = min(1.0, _best(lexical) / (_FULL_SHARE * ceiling)) if ceiling > 0 else 0.0
     share = _COSINE_SHARE if 0 < weight < 1 else weight
-    strength = share * _best(likeness) + (1 - share) * spoken
+    close = _best(likeness) if nearest is None else min(1.0, max(0.0, nearest))
+    strength = share * close + (1 - share) * spoken
     return Fused(order, strength * summed / best)
 
 

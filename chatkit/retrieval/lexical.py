@@ -125,11 +125,11 @@ class LexicalWriter:
 class Lexical:
     """An open lexical index. Methods may be called from several threads."""
 
-    def __init__(self, index: Any, searcher: Any, analyser: Any, links: Path | None) -> None:
-        """Take the opened parts; `links` is a folder to remove when closed."""
+    def __init__(self, index: Any, links: Path | None, analyser: Any) -> None:
+        """Take an open index; `links` is a folder to remove when closed."""
         self._tantivy = import_tantivy()
         self._schema = index.schema
-        self._searcher = searcher
+        self._searcher = index.searcher()
         self._analyser = analyser
         self._links = links
 
@@ -149,18 +149,26 @@ class Lexical:
             analyser = words.analyser(made.analyser)
         except ConfigError as error:
             raise broken(folder / FILE, str(error)) from error
-        index, links = _opened(folder / FOLDER)
-        try:
-            searcher = index.searcher()
-            if searcher.num_docs != manifest.passages:
-                raise broken(
-                    folder / FILE,
-                    f"counts {manifest.passages} passages, but the lexical index holds {searcher.num_docs}",
-                )
-            return cls(index, searcher, analyser, links)
-        except Exception:
-            _remove(links)
-            raise
+        opened = cls(*_opened(folder / FOLDER), analyser)
+        if len(opened) != manifest.passages:
+            opened.close()
+            raise broken(
+                folder / FILE, f"counts {manifest.passages} passages, but the lexical index holds {len(opened)}"
+            )
+        return opened
+
+    @classmethod
+    def alone(cls, folder: Path, analyser: str = words.DEFAULT) -> "Lexical":
+        """Open a lexical index that belongs to no version.
+
+        Raises:
+            BrokenIndex: it is damaged.
+        """
+        return cls(*_opened(folder / FOLDER), words.analyser(analyser))
+
+    def __len__(self) -> int:
+        """Return the number of passages."""
+        return int(self._searcher.num_docs)
 
     def search(self, query: str, k: int, rows: NDArray[np.int64] | None = None) -> list[tuple[int, float]]:
         """Return at most `k` (row, BM25 score) that have a word of `query`, best first.
@@ -196,7 +204,7 @@ class Lexical:
 
     def ceiling(self, weights: dict[str, float]) -> float:
         """Return the score of a passage that is full of every word: no passage has more."""
-        total = self._searcher.num_docs
+        total = len(self)
         ceiling = 0.0
         for word, weight in weights.items():
             frequency = self._frequency(word)

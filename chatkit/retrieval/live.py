@@ -4,15 +4,15 @@ import asyncio
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from chatkit.errors import BadIndex, ChatkitError, NotFound, Unavailable
 from chatkit.protocols import Encoder
-from chatkit.retrieval.index import VectorIndex
+from chatkit.retrieval.index import SearchOptions, VectorIndex
 from chatkit.retrieval.layout import IndexFolder, Pointer
-from chatkit.types import Passage
+from chatkit.types import Passage, QueryPart
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,8 @@ class LiveIndexes:
         *,
         default: str,
         named: Collection[str] | None,
-        min_score: float,
+        min_score: float | None = None,
+        options: SearchOptions | None = None,
         check_every_s: float = CHECK_EVERY_S,
         most_open: int = MOST_OPEN,
     ) -> None:
@@ -63,7 +64,8 @@ class LiveIndexes:
             encoder: the one they were built with.
             default: the index that is searched where none is named.
             named: other indexes that a request may name; None for all.
-            min_score: cosine under which a passage is not relevant.
+            min_score: goes before that of `options`.
+            options: how they are searched.
             check_every_s: seconds between two looks at the pointers.
             most_open: indexes that are open at once.
 
@@ -76,6 +78,7 @@ class LiveIndexes:
         self._default = default
         self._named = named
         self._min_score = min_score
+        self._options = options
         self._most_open = most_open
         self._lock = threading.Lock()  # held for a few steps at a time, never while a file is read
         self._shelf: OrderedDict[str, _Open] = OrderedDict()
@@ -87,8 +90,23 @@ class LiveIndexes:
         self._watcher = threading.Thread(target=self._watch, args=(check_every_s,), name="watch-indexes", daemon=True)
         self._watcher.start()
 
-    async def search(self, query: str, *, k: int, index: str | None = None) -> tuple[Passage, ...]:
-        """Return at most `k` passages of the default index, or of the one named.
+    async def search(
+        self, query: str, *, k: int, index: str | None = None, where: Mapping[str, str] | None = None
+    ) -> tuple[Passage, ...]:
+        """Return at most `k` passages of the default index, or of the one named; raises what `search_parts` does."""
+        return await self.search_parts([QueryPart(query)], k=k, index=index, where=where)
+
+    async def search_parts(
+        self,
+        parts: Sequence[QueryPart],
+        *,
+        k: int,
+        index: str | None = None,
+        where: Mapping[str, str] | None = None,
+        rerank: bool | None = None,
+        neighbours: int | None = None,
+    ) -> tuple[Passage, ...]:
+        """Return at most `k` passages of the default index, or of the one named; see `VectorIndex.search_parts`.
 
         Raises:
             InvalidRequest: the name cannot be an index's.
@@ -101,7 +119,7 @@ class LiveIndexes:
             # Shielded: others may wait for the same index when this request is cancelled.
             await asyncio.shield(asyncio.wrap_future(self._open_once(name)))
         try:
-            return await entry.index.search(query, k=k)
+            return await entry.index.search_parts(parts, k=k, where=where, rerank=rerank, neighbours=neighbours)
         finally:
             self._leave(entry)
 
@@ -202,7 +220,7 @@ class LiveIndexes:
         for attempt in range(1, _ATTEMPTS + 1):
             pointer = folder.pointer()
             try:
-                index = VectorIndex.open(folder.folder, self._encoder, min_score=self._min_score)
+                index = VectorIndex.open(folder.folder, self._encoder, min_score=self._min_score, options=self._options)
             except BadIndex:
                 if attempt == _ATTEMPTS or folder.pointer() == pointer:
                     raise

@@ -94,10 +94,12 @@ class FusionEntry:
     Attributes:
         dense_weight: of the dense leg, 0 to 1; the rest is the lexical one's.
         tuned_on: what the weight was chosen on.
+        background: mean cosine of unrelated passages with this encoder, 0 to 1.
     """
 
     dense_weight: float = 1.0
     tuned_on: str = "default"
+    background: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,10 +268,13 @@ def _vectors(value: Any) -> VectorsEntry:
 
 def _fusion(value: Any) -> FusionEntry:
     row = _fields(value, "fusion", FusionEntry)
-    weight = _number(row["dense_weight"], "dense_weight")
-    if weight > 1:
-        raise ValueError(f"dense_weight is {_shown(weight)}, expected a number from 0 to 1")
-    return FusionEntry(float(weight), _text(row["tuned_on"], "tuned_on"))
+    shares = {name: _number(row[name], name) for name in ("dense_weight", "background")}
+    for name, share in shares.items():
+        if share > 1:
+            raise ValueError(f"{name} is {_shown(share)}, expected a number from 0 to 1")
+    return FusionEntry(
+        **{name: float(share) for name, share in shares.items()}, tuned_on=_text(row["tuned_on"], "tuned_on")
+    )
 
 
 def _files(value: Any) -> dict[str, FileEntry]:

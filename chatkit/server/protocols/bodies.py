@@ -1,11 +1,12 @@
 """Reading a JSON body against a schema: every fault is one line with the field, its value and what was expected."""
 
 import json
-from typing import Annotated, Any, Never, TypeVar, get_args
+from typing import Annotated, Any, Never, Protocol, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from chatkit.errors import InvalidRequest
+from chatkit.types import RetrievalOptions
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -16,6 +17,33 @@ def _whole(value: Any) -> Any:
 
 # A whole number; some clients write 8 as 8.0.
 Whole = Annotated[int, BeforeValidator(_whole)]
+
+
+class RetrievalFields(Protocol):
+    """What a body may say of retrieval; see `types.RetrievalOptions`."""
+
+    no_retrieval: bool
+    k: int | None
+    index: str | None
+    where: dict[str, str] | None
+    rerank: bool | None
+    neighbours: int | None
+
+
+def retrieval(given: RetrievalFields, k: int) -> RetrievalOptions:
+    """Return what a body asks of retrieval; `k` where it does not say.
+
+    Raises:
+        InvalidRequest: for a value out of range.
+    """
+    return RetrievalOptions(
+        enabled=not given.no_retrieval,
+        k=k if given.k is None else given.k,
+        index=given.index,
+        where=tuple((given.where or {}).items()),
+        rerank=given.rerank,
+        neighbours=given.neighbours,
+    )
 
 
 def read(raw: bytes, schema: type[B], *, example: str, drop_null: bool = False) -> B:

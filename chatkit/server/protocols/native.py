@@ -18,7 +18,6 @@ from chatkit.types import (
     Passage,
     Replace,
     Reply,
-    RetrievalOptions,
     Retrieved,
     SamplingParams,
     TextDelta,
@@ -35,6 +34,9 @@ class _Parameters(BaseModel):
     stream: bool = False
     k: bodies.Whole | None = None
     index: str | None = None
+    where: dict[str, str] | None = None
+    rerank: bool | None = None
+    neighbours: bodies.Whole | None = None
     max_new_tokens: bodies.Whole | None = None
     temperature: float | None = None
     top_p: float | None = None
@@ -74,9 +76,7 @@ class Invocation:
             client_request_id=given.request_id is not None,
             replaces=given.replaces,
             sampling=SamplingParams(max_new_tokens=tokens, stop_words=tuple(given.stop or ()), **sampling),
-            retrieval=RetrievalOptions(
-                enabled=not given.no_retrieval, k=defaults.k if given.k is None else given.k, index=given.index
-            ),
+            retrieval=bodies.retrieval(given, defaults.k),
         )
 
     def answer(self, reply: Reply) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from chatkit.types import (
     Owner,
     Replace,
     Reply,
-    RetrievalOptions,
     Retrieved,
     SamplingParams,
     TextDelta,
@@ -106,6 +105,9 @@ class _Body(BaseModel):
     no_retrieval: bool = False
     k: bodies.Whole | None = None
     index: str | None = None
+    where: dict[str, str] | None = None
+    rerank: bool | None = None
+    neighbours: bodies.Whole | None = None
 
 
 class ChatCompletion:
@@ -211,9 +213,7 @@ def _request(body: _Body, owner: Owner, headers: Mapping[str, str], defaults: De
         session_id=body.session_id,
         client_request_id=request_id is not None,
         sampling=SamplingParams(max_new_tokens=tokens, stop_words=stop, **sampling),
-        retrieval=RetrievalOptions(
-            enabled=not body.no_retrieval, k=defaults.k if body.k is None else body.k, index=body.index
-        ),
+        retrieval=bodies.retrieval(body, defaults.k),
         instructions=instructions,
         history=history if body.session_id is None else None,
         replaces=body.replaces,
