@@ -147,6 +147,7 @@ class Settings:
     retriever: str = _setting(
         "", "In the place of an index: a search API, http:FILE.toml, or code of your own, python:MODULE:NAME."
     )
+    keep_versions: int = _setting(1, "Older versions of an index that are kept beside the live one.")
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least score of a passage that is used; 0 to 1, -1 takes all.")
     dense_weight: float = _setting(
@@ -204,6 +205,7 @@ class Settings:
         require(1 <= self.tensor_parallel <= 1024, "tensor_parallel", self.tensor_parallel, "a number from 1 to 1024")
         require(self.kv_cache_gb >= 1, "kv_cache_gb", self.kv_cache_gb, "at least 1")
         require(1 <= self.max_running <= 4096, "max_running", self.max_running, "a number from 1 to 4096")
+        require(0 <= self.keep_versions <= 1000, "keep_versions", self.keep_versions, "a number from 0 to 1000")
         require(self.max_queue >= 1, "max_queue", self.max_queue, "at least 1")
         require(1 <= self.max_new_tokens <= 32768, "max_new_tokens", self.max_new_tokens, "a number from 1 to 32768")
         require(0 < self.deadline_s <= 86400, "deadline_s", self.deadline_s, "a number above 0, at most 86400")

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +22,9 @@ from chatkit.settings import Settings
 if TYPE_CHECKING:
     from chatkit.models.sources import Listed, Pulled
     from chatkit.moderation.train import TrainReport
-    from chatkit.retrieval.build import BuildReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import SentenceEncoder
-    from chatkit.retrieval.entries import SourceEntry
     from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
@@ -284,33 +282,6 @@ def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: 
     from chatkit.moderation import train
 
     return train.train_head(open_encoder(settings), folder, out, progress)
-
-
-def prepare_index(
-    settings: Settings,
-    *,
-    sources: Sequence[str],
-    name: str,
-    chunking: Mapping[str, int] | None,
-    entries: "Sequence[SourceEntry]" = (),
-    progress: Any,
-) -> "BuildReport":
-    """Build the index `name` from files, folders and other sources."""
-    from chatkit.retrieval import build
-
-    encoder = open_encoder(settings, bulk=True)
-    try:
-        return build.build_index(
-            sources,
-            settings.indexes,
-            name=name,
-            encoder=encoder,
-            chunking=chunking,
-            entries=entries,
-            progress=progress,
-        )
-    finally:
-        encoder.close()
 
 
 def list_indexes(settings: Settings) -> "list[ListedIndex]":

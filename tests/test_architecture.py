@@ -43,6 +43,7 @@ LAYERS = {
     "chatkit.settings": 4,
     "chatkit.setting_checks": 4,
     "chatkit.engines": 4,
+    "chatkit.indexing": 4,
     "chatkit.recipes": 4,
     "chatkit.openchatkit_index": 4,
     "chatkit.wiring": 4,

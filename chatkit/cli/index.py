@@ -1,5 +1,6 @@
-"""`chatkit index`: which indexes there are, and which version of one is live."""
+"""`chatkit index`: which indexes there are, which version of one is live, merging shards and removing the spare."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import click
 
 from chatkit.cli import setting_options
+from chatkit.cli._building import Bar, vector_options
 from chatkit.cli._show import as_json as json_line
 from chatkit.cli._show import plain
 from chatkit.settings import Settings, load_settings
@@ -27,7 +29,7 @@ chatkit index use handbook 000002
 
 @click.group()
 def index() -> None:
-    """List indexes and choose which version is live."""
+    """List indexes, choose which version is live, merge shards, remove what is spare."""
 
 
 @index.command("list")
@@ -70,6 +72,67 @@ def use(name: str, version: str, as_json: bool, config: str | None, flags: dict[
         return
     was = f", was {used.before}" if used.before and used.before != used.version else ""
     click.echo(f"index {used.name!r} is at version {used.version} now: {used.passages} passages{was}")
+
+
+@index.command("gc")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+@setting_options("home", "keep_versions")
+def gc(name: str, as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
+    """Remove old versions of an index, what killed builds left, and vectors that no kept version uses.
+
+    \b
+    chatkit index gc handbook
+    chatkit index gc handbook --keep-versions 0
+    """
+    from chatkit import indexing
+
+    removed = indexing.collect_index(_settings(config, flags), name)
+    if as_json:
+        click.echo(json_line(asdict(removed)))
+        return
+    click.echo(
+        f"index {removed.name!r}: {len(removed.versions)} versions and {removed.spare} vectors removed, "
+        f"{removed.bytes / 2**20:.1f} MiB freed; kept {' '.join(removed.kept) or 'no version'} "
+        f"and {removed.vectors} vectors"
+    )
+
+
+@index.command("merge")
+@click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="Name of the index.")
+@vector_options
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
+@setting_options(
+    *("home", "models_dir", "profile", "threads", "keep_versions"),
+    *("encoder", "encoder_backend", "encoder_device", "encoder_passage_prefix"),
+)
+def merge(
+    folders: tuple[Path, ...],
+    name: str,
+    vectors: str,
+    recall: float,
+    as_json: bool,
+    config: str | None,
+    flags: dict[str, Any],
+) -> None:
+    """Build an index from all its shards: the same passages and hits as from one build.
+
+    FOLDER is a shard that `chatkit prepare-index --shard` made, or a folder of such.
+
+    \b
+    chatkit index merge /mnt/shards --name library
+    """
+    from chatkit import indexing
+    from chatkit.cli.prepare_index import summary
+
+    with Bar(sys.stderr.isatty()) as bar:
+        report = indexing.merge_index(
+            _settings(config, flags), folders, name=name, vectors=vectors, recall=recall, progress=bar
+        )
+    click.echo(summary(report), err=True)
+    if as_json:
+        click.echo(json_line({**asdict(report), "folder": str(report.folder)}))
 
 
 def _settings(config: str | None, flags: dict[str, Any]) -> Settings:

@@ -7,6 +7,7 @@ stopped: staged chunks are taken over, and every vector that was made is in the 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -157,12 +158,13 @@ class _Job:
     def cut(self, found: Sources, stage: Stage) -> None:
         """Stage the chunks of sources; what has not changed since the live version is not read again."""
         live = self._live()
-        earlier = None
-        if live is not None and version.cuts_alike(live[1], self.plan):
-            earlier = LiveChunks(self.index.version_folder(live[0]))
-        count = self.encoder.count_tokens_of
-        self.meter.begin("cut")
-        cutting.cut_all(found, stage, self.options.chunking, count, self.meter, share=Share(), earlier=earlier)
+        with ExitStack() as opened:
+            earlier = None
+            if live is not None and version.cuts_alike(live[1], self.plan):
+                earlier = opened.enter_context(closing(LiveChunks(self.index.version_folder(live[0]))))
+            count = self.encoder.count_tokens_of
+            self.meter.begin("cut")
+            cutting.cut_all(found, stage, self.options.chunking, count, self.meter, share=Share(), earlier=earlier)
 
     def _build(self, place: Workplace, fill: Callable[[Stage], None]) -> BuildReport:
         staged = place.staged(fill, self.options.chunking)
@@ -176,7 +178,9 @@ class _Job:
             total, batch = staged.counts.passages, self.options.batch
             embedded = embed_missing(staged.spool, total, cache, self.encoder, self.embedding, self.meter, batch=batch)
             self.meter.begin("write")
-            manifest = version.write(place.folder, self.index.name, staged, cache, self.plan, self.options, self.meter)
+            manifest = version.write(
+                place.folder, self.index.name, staged, cache, self.plan, self.options, self.encoder, self.meter
+            )
             kept = versions.to_keep(self.index, self.encoder.fingerprint, self.options.keep)
             much = len(cache) > collecting.MOST_SPARE * total
         folder = self.index.publish(place.cleared(), keep=kept)

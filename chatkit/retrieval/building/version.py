@@ -1,5 +1,6 @@
 """The third stage of a build: the files of a version from staged chunks and their vectors, checked by reading back."""
 
+import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 import chatkit
 from chatkit.errors import BrokenIndex
-from chatkit.retrieval import kinds, writing
+from chatkit.retrieval import kinds, lexical, tuning, writing
 from chatkit.retrieval.building import embedding, spool
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.keys import text_keys
@@ -20,7 +21,6 @@ from chatkit.retrieval.building.workplace import Staging
 from chatkit.retrieval.entries import Skipped
 from chatkit.retrieval.manifest import (
     EncoderEntry,
-    FusionEntry,
     Manifest,
     VectorsEntry,
 )
@@ -34,6 +34,8 @@ Vectors = NDArray[np.float32]
 # in place of numbers take some of it, and a search among lists may miss one and find its neighbour.
 _CHECKED = 8
 _LEAST_OWN = 0.9
+# Passages from which the weight of the dense leg is chosen, or a few more.
+_TUNED_ON = 512
 
 
 def kind_for(passages: int, plan: Plan, options: BuildOptions) -> kinds.VectorKind:
@@ -65,28 +67,37 @@ def cuts_alike(manifest: Manifest, plan: Plan) -> bool:
 
 
 def write(
-    folder: Path, name: str, staged: Staging, cache: VectorCache, plan: Plan, options: BuildOptions, meter: Meter
+    folder: Path,
+    name: str,
+    staged: Staging,
+    cache: VectorCache,
+    plan: Plan,
+    options: BuildOptions,
+    encoder: embedding.IndexingEncoder,
+    meter: Meter,
 ) -> Manifest:
     """Write every file of a version into `folder`, durably, and check them.
+
+    The encoder is asked for some 256 vectors at most, by which the weight of the dense leg is chosen.
 
     Raises:
         BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
         MissingExtra: faiss is not installed.
         OSError: the disk is full or cannot be written.
     """
-    encoder = EncoderEntry(**plan["encoder"])
+    made_by = EncoderEntry(**plan["encoder"])
     kind = kind_for(staged.counts.passages, plan, options)
-    written, stored = _write_legs(folder, staged, cache, encoder, kind, options.recall, meter)
+    written, stored = _write_legs(folder, staged, cache, made_by, kind, options.recall, meter)
     written.append(
         writing.write_sources(folder, sorted(staged.rows, key=lambda row: (row.source, row.part, row.reason)))
     )
     counts = staged.counts
     manifest = Manifest(
         name=name,
-        encoder=encoder,
+        encoder=made_by,
         vectors=stored,
-        lexical=None,
-        fusion=FusionEntry(),
+        lexical=lexical.entry(),
+        fusion=tuning.choose_fusion(_texts(staged), encoder),
         chunker=plan["chunker"],
         chunking=plan["chunking"],
         documents=counts.documents,
@@ -122,22 +133,26 @@ def _write_legs(
     recall: float,
     meter: Meter,
 ) -> tuple[list[Path], VectorsEntry]:
-    """Write passages and vectors, row by row in the same order; returns the files and how vectors are searched."""
+    """Write passages and both legs, row by row in the same order; returns the files and how vectors are searched."""
+    shutil.rmtree(folder / lexical.FOLDER, ignore_errors=True)  # of a build that was killed while it wrote
     total = staged.counts.passages
     with (
         closing(PassageWriter(folder)) as passages,
         closing(VectorWriter(folder, encoder.dim, kind, encoder.metric)) as rows,
+        closing(lexical.LexicalWriter(folder)) as words,
     ):
         if kind.train_rows:
             rows.train(_sample(staged, cache, encoder.passage_prefix, kind.train_rows))
         done = 0
         for chunks, their_vectors in embedding.with_vectors(staged.spool, cache, encoder.passage_prefix):
-            passages.add([entry.chunk for entry in chunks])
+            own = [entry.chunk for entry in chunks]
+            passages.add(own)
+            words.add(done, own)
             rows.add(their_vectors)
             done += len(chunks)
             meter.chunks(done, total)
         files, stored = rows.finish(recall)
-        return [*passages.finish(), *files], stored
+        return [*passages.finish(), *words.finish(), *files], stored
 
 
 def _sample(staged: Staging, cache: VectorCache, prefix: str, wanted: int) -> Vectors:
@@ -149,6 +164,17 @@ def _sample(staged: Staging, cache: VectorCache, prefix: str, wanted: int) -> Ve
         found.append(_vectors_of(chunks[-row % every :: every], cache, prefix))
         row += len(chunks)
     return np.concatenate(found)
+
+
+def _texts(staged: Staging) -> list[str]:
+    """Return the texts of some chunks at even distances."""
+    every = max(1, staged.counts.passages // _TUNED_ON)
+    row = 0
+    found: list[str] = []
+    for chunks in spool.read(staged.spool):
+        found += (entry.chunk.text for entry in chunks[-row % every :: every])
+        row += len(chunks)
+    return found
 
 
 def _vectors_of(chunks: Sequence[spool.Staged], cache: VectorCache, prefix: str) -> Vectors:
