@@ -11,7 +11,7 @@ from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
 
 from chatkit.retrieval.document import Document, Unreadable
-from chatkit.retrieval.parsing import LeftOut, Limits, parse_file
+from chatkit.retrieval.parsing import Begun, LeftOut, Limits, parse_file
 from tests.retrieval.paper_trail import epub, pdf, repacked, saved
 
 BODY = "The service listens on port 8080, and every other address than loopback needs a key for"
@@ -24,7 +24,7 @@ def read(tmp_path):
     def parse(name, content, **limits):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        found = [entry for entry in parse_file(path, name, Limits(**limits)) if entry is not None]
+        found = list(parse_file(path, name, Limits(**limits)))
         documents = [entry for entry in found if isinstance(entry, Document)]
         for document in documents:
             ends = [0, *(place for part in document.sections for place in (part.start, part.end)), len(document.text)]
@@ -182,7 +182,7 @@ def test_lines_of_jsonl_are_documents_named_by_id_or_line(read):
         ("a.jsonl#d7", "Ports", "Port 8080."),
         ("a.jsonl#2", "a 2", "door.name: HTTP\ndoor.port: 8080\nopen: True\ntags: a, b"),
     ]
-    assert left_out == ["3 lines are no JSON objects with words, the first is line 3"]
+    assert left_out == ["lines that are no JSON objects with words: 3, the first is line 3"]
 
 
 def test_rows_of_csv_are_documents_where_they_hold_texts_and_else_lines_with_their_heads(read):
@@ -242,6 +242,7 @@ def test_a_dump_that_breaks_off_gives_what_came_before(tmp_path):
     path = tmp_path / "wiki.xml"
     path.write_text(DUMP.replace("</mediawiki>", "<page><title>Half"))
     found = parse_file(path, "wiki.xml")
+    assert next(found) == Begun()
     assert next(found).title == "Anchor"
     with pytest.raises(Unreadable, match="breaks off or is broken"):
         list(found)

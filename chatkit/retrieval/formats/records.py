@@ -46,7 +46,7 @@ def documents(path: Path, source: str) -> Iterator[Document | LeftOut | None]:
     if not found:
         raise Unreadable("has no line that is a JSON object with words")
     if wrong:
-        yield LeftOut(f"{len(wrong)} lines are no JSON objects with words, the first is line {wrong[0]}")
+        yield LeftOut(f"lines that are no JSON objects with words: {len(wrong)}, the first is line {wrong[0]}")
 
 
 def of_record(record: Mapping[str, Any], source: str, number: str, stem: str) -> Document | None:

@@ -2,6 +2,7 @@
 
 import bz2
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -9,7 +10,7 @@ from urllib.parse import quote
 
 from chatkit.retrieval.document import Document, Unreadable
 from chatkit.retrieval.formats.paper import Paper
-from chatkit.retrieval.parsing import LeftOut, title_from
+from chatkit.retrieval.parsing import Begun, LeftOut, title_from
 
 # Pages without an article between two signs of life.
 _SILENT = 200
@@ -17,13 +18,17 @@ _SILENT = 200
 _LONGEST = 2_000_000
 _ARTICLES = "0"
 _HEADING = re.compile(r"^(={2,6})[ \t]*(.+?)[ \t]*\1[ \t]*$", re.MULTILINE)
-_COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-_REFERENCE = re.compile(r"<ref\b[^>]*?/>|<ref\b[^>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
-_OTHER_TAGS = re.compile(r"<(gallery|timeline|score|imagemap|syntaxhighlight|math)\b[^>]*>.*?</\1\s*>", re.DOTALL)
+# What begins and ends stretches that are no text. One expression for both would try every beginning with every end.
+_STRETCHES = [(re.compile("<!--"), re.compile("-->"))] + [
+    (re.compile(rf"<{tag}\b[^<>]*>", re.IGNORECASE), re.compile(rf"</{tag}\s*>", re.IGNORECASE))
+    for tag in ("ref", "gallery", "timeline", "score", "imagemap", "syntaxhighlight", "math")
+]
 # Pictures and categories, in the languages of the largest wikis.
 _FILE = re.compile(
     r"\s*(?:File|Image|Datei|Bild|Fichier|Archivo|Файл|ファイル|文件|Category|Kategorie|Catégorie)\s*:", re.IGNORECASE
 )
+# Bold and italics. Left to the parser, unpaired ones take it time that grows with their number squared.
+_STYLE = re.compile("'{2,5}")
 _SWITCH = re.compile(r"__[A-Z]+__")
 _LISTED = re.compile(r"^[*#][*#:;]*[ \t]*(?!REDIRECT)", re.MULTILINE)
 _INDENTED = re.compile(r"^[:;]+[ \t]*", re.MULTILINE)
@@ -35,32 +40,44 @@ _LEFT_OUT = frozenset(
 )
 
 
-def documents(path: Path, source: str) -> Iterator[Document | LeftOut | None]:
-    """Yield an article each, named `FILE#PAGE_ID`.
+def documents(path: Path, source: str, passed: int = 0) -> Iterator[Document | LeftOut | Begun | None]:
+    """Yield an article each, named `FILE#PAGE_ID`, and before it that it is begun.
+
+    Args:
+        path: the dump.
+        source: its name.
+        passed: articles from the first that are passed over.
 
     Raises:
         Unreadable: no MediaWiki export, or broken XML. Articles that came before it are whole.
     """
-    found = redirects = others = long = pages = 0
+    found = articles = pages = 0
+    left_out: Counter[str] = Counter()
     with _opened(path) as file:
         for page in _pages(file):
             pages += 1
-            if page["ns"] != _ARTICLES:
-                others += 1
-            elif page["redirect"]:
-                redirects += 1
-            elif len(page["text"]) > _LONGEST:
-                long += 1
-            elif (document := _article(page, source)) is not None:
-                found += 1
-                yield document
+            if reason := _no_article(page):
+                left_out[reason] += 1
+            elif (articles := articles + 1) > passed:
+                yield Begun()
+                document = _article(page, source)
+                if document is not None:
+                    found += 1
+                    yield document
             if pages % _SILENT == 0:
                 yield None
-    if not found:
+    if not found and not passed:
         raise Unreadable(f"holds no article on its {pages} pages")
-    for count, what in ((redirects, "redirects"), (others, "pages that are no articles"), (long, "endless articles")):
-        if count:
-            yield LeftOut(f"left out of it: {what}, {count}")
+    yield from (LeftOut(f"left out of it: {reason}, {count}") for reason, count in left_out.items())
+
+
+def _no_article(page: dict[str, str]) -> str:
+    """Return what kind of page is left out; empty for an article."""
+    if page["ns"] != _ARTICLES:
+        return "pages that are no articles"
+    if page["redirect"]:
+        return "redirects"
+    return "endless articles" if len(page["text"]) > _LONGEST else ""
 
 
 def _opened(path: Path) -> IO[bytes]:
@@ -97,7 +114,9 @@ def _pages(file: IO[bytes]) -> Iterator[dict[str, str]]:
 def _article(page: dict[str, str], source: str) -> Document | None:
     paper = Paper()
     at = skipped = 0
-    wikitext = _OTHER_TAGS.sub("", _REFERENCE.sub("", _COMMENT.sub("", page["text"])))
+    wikitext = page["text"]
+    for begins, ends in _STRETCHES:
+        wikitext = _without(wikitext, begins, ends)
     for heading in [*_HEADING.finditer(wikitext), None]:
         if not skipped:
             for paragraph in _plain(wikitext[at : heading.start() if heading else None]).split("\n\n"):
@@ -117,13 +136,31 @@ def _article(page: dict[str, str], source: str) -> Document | None:
     return Document(name, page["title"] or title_from(Path(source)), read.text, read.sections)
 
 
+def _without(text: str, begins: "re.Pattern[str]", ends: "re.Pattern[str]") -> str:
+    """Return a text without its stretches from one mark to the other; a mark that stands alone goes by itself."""
+    kept = []
+    at = 0
+    for opening in begins.finditer(text):
+        if opening.start() < at:
+            continue
+        kept.append(text[at : opening.start()])
+        at = opening.end()
+        if opening[0].endswith("/>"):
+            continue
+        closing = ends.search(text, at)
+        if closing is None:  # nor will there be one for the next
+            return "".join(kept) + begins.sub("", text[at:])
+        at = closing.end()
+    return "".join(kept) + text[at:]
+
+
 def _plain(wikitext: str) -> str:
     """Return the words that a reader of the page sees; templates and tables are left out."""
     import mwparserfromhell
     from mwparserfromhell.nodes import Tag, Wikilink
 
     listed = _INDENTED.sub("", _LISTED.sub("- ", wikitext))  # the parser drops the marks of lists
-    code = mwparserfromhell.parse(listed, skip_style_tags=False)
+    code = mwparserfromhell.parse(_STYLE.sub("", listed), skip_style_tags=True)
     for node in code.filter(recursive=False):
         if (
             (isinstance(node, Tag) and str(node.tag) == "table")
