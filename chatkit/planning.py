@@ -28,6 +28,8 @@ class ServiceOptions:
     """What the operator decides about every turn; see settings.Settings for each."""
 
     system_prompt: str = ""
+    source_prompt: str = prompts.PASSAGE_HEADER
+    min_ratio: float = 0.0
     refusal: str = "I cannot help with that."
     gate: release.GateMode = "check_first"
     refuse_unchecked_input: bool = True
@@ -168,7 +170,7 @@ class Planner:
         query = search_query(conversation, request.text)
         passages = await self._retriever.search(query, k=asked.k, index=asked.index)
         watch.mark("retrieval")
-        return passages
+        return near_best(passages, self._options.min_ratio)
 
     async def _prompt(
         self, request: ChatRequest, turns: tuple[Turn, ...], passages: tuple[Passage, ...]
@@ -191,6 +193,7 @@ class Planner:
                 text=request.text,
                 window=window,
                 reserve=reserve,
+                header=self._options.source_prompt,
             )
 
         size = len(request.text) + len(request.instructions) + sum(len(passage.text) for passage in passages)
@@ -231,6 +234,15 @@ def search_query(conversation: Conversation, text: str) -> str:
     if past and len(text.split()) < _SHORT_MESSAGE:
         return f"{past[-1].user}\n{text}"
     return text
+
+
+def near_best(passages: tuple[Passage, ...], ratio: float) -> tuple[Passage, ...]:
+    """Return the passages with at least that part of the best one's score; all where the best has none above 0.
+
+    A passage that is far worse than the best takes a small model away from it more often than it has the answer.
+    """
+    best = max((passage.score for passage in passages), default=0.0)
+    return passages if best <= 0 else tuple(passage for passage in passages if passage.score >= best * ratio)
 
 
 class Stopwatch:

@@ -52,6 +52,7 @@ def build_prompt(
     text: str,
     window: int,
     reserve: int,
+    header: str = PASSAGE_HEADER,
 ) -> Prompt:
     """Return the prompt for `text`, at most `window - reserve` tokens long.
 
@@ -62,6 +63,7 @@ def build_prompt(
         turns: complete turns, oldest first.
         passages: best first; those that do not fit are left out from the end.
         window, reserve: tokens the model holds, and those kept free for the answer.
+        header: what the model is told to do with the passages, the operator's own words.
 
     Raises:
         TooLarge: the message alone does not fit, with both numbers.
@@ -75,8 +77,8 @@ def build_prompt(
             f"the message makes a prompt of {bare} tokens, at most {limit} fit beside the {reserve} kept for "
             "the answer; send a shorter message or ask for fewer max_new_tokens"
         )
-    used = _fitting_passages(form, count, passages, int((limit - bare) * PASSAGE_SHARE))
-    sources = [Message("system", passage_block(form, used))] if used else []
+    used = _fitting_passages(form, count, passages, int((limit - bare) * PASSAGE_SHARE), header)
+    sources = [Message("system", passage_block(form, used, header))] if used else []
     history = [_history_messages(form, turn) for turn in turns]
     sizes = _sizes(form, count, history)
     # Not `bare`: the room must not depend on the message, or the cut would move with its length.
@@ -92,12 +94,12 @@ def build_prompt(
             dropped = _drop_more(sizes, dropped, tokens - limit)
         else:  # a tokenizer may count the parts for less than their sum
             used = used[:-1]
-            sources = [Message("system", passage_block(form, used))] if used else []
+            sources = [Message("system", passage_block(form, used, header))] if used else []
 
 
-def passage_block(form: PromptFormat, passages: Sequence[Passage]) -> str:
+def passage_block(form: PromptFormat, passages: Sequence[Passage], header: str = PASSAGE_HEADER) -> str:
     """Return the passages as one labelled text, markers broken; the best stands last, nearest to the message."""
-    parts = [PASSAGE_HEADER]
+    parts = [header]
     for number, passage in reversed(list(enumerate(passages, 1))):
         heading = " - ".join(part for part in (passage.title, passage.section) if part) or passage.source
         parts.append(f"[{number}] {form.neutralise(heading)}\n{form.neutralise(passage.text)}")
@@ -109,10 +111,10 @@ def _history_messages(form: PromptFormat, turn: Turn) -> list[Message]:
 
 
 def _fitting_passages(
-    form: PromptFormat, count: Callable[[str], int], passages: Sequence[Passage], room: int
+    form: PromptFormat, count: Callable[[str], int], passages: Sequence[Passage], room: int, header: str
 ) -> tuple[Passage, ...]:
     used = tuple(passages)
-    while used and count(passage_block(form, used)) > room:
+    while used and count(passage_block(form, used, header)) > room:
         used = used[:-1]
     return used
 

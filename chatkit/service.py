@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 
 from chatkit import prompts, release, stopping
+from chatkit.citations import Attributor
 from chatkit.errors import Conflict, NotSaved, StoreFailed
 from chatkit.planning import Plan, Planner, ServiceOptions, Stopwatch
 from chatkit.protocols import (
@@ -25,6 +26,7 @@ from chatkit.turns import LiveTurn, LiveTurns
 from chatkit.types import (
     ChatRequest,
     Chunk,
+    Citation,
     Event,
     ModerationResult,
     Owner,
@@ -46,6 +48,7 @@ class OpenChatKitService:
 
     Args:
         retriever: None answers from the model alone.
+        attributor: attributes the sentences of an answer to its passages; None leaves that out.
         embedders: for those who ask for vectors, the first where they name none; a turn needs no one.
         archive: for those who read and remove sessions; a turn needs none.
         resources: closed with the service.
@@ -58,6 +61,7 @@ class OpenChatKitService:
         store: TurnStore,
         *,
         retriever: Retriever | None = None,
+        attributor: Attributor | None = None,
         embedders: Sequence[Embedder] = (),
         archive: SessionStore | None = None,
         options: ServiceOptions | None = None,
@@ -68,6 +72,7 @@ class OpenChatKitService:
         self.archive = archive
         self._moderator = moderator
         self._store = store
+        self._attributor = attributor
         self._options = options or ServiceOptions()
         self._planner = Planner(model, moderator, retriever, self._options)
         self._resources = resources or AsyncExitStack()
@@ -184,6 +189,7 @@ class OpenChatKitService:
             yield Replace(self._options.refusal, gate.result.label)
         await _finish(store, ticket, outcome)
         watch.mark("finish")
+        citations = await self._cited(outcome, watch)
         yield Reply(
             text=self._options.refusal if gate.blocked else outcome.assistant,
             session_id=ticket.session_id,
@@ -191,6 +197,7 @@ class OpenChatKitService:
             seq=ticket.seq,
             finish_reason=outcome.finish_reason,
             passages=() if gate.blocked else prompt.passages,
+            citations=citations,
             usage=gate.usage,
             timings=watch.total(),
             moderation_input=plan.verdict,
@@ -198,6 +205,14 @@ class OpenChatKitService:
             dropped_turns=prompt.dropped_turns + min(plan.conversation.left_out, (request.replaces or ticket.seq) - 1),
             dropped_passages=prompt.dropped_passages,
         )
+
+    async def _cited(self, outcome: Outcome, watch: Stopwatch) -> tuple[Citation, ...]:
+        """Attribute a complete answer to the passages of its prompt."""
+        if self._attributor is None or outcome.status != "complete" or not outcome.passages:
+            return ()
+        cited = await self._attributor.cite(outcome.assistant, outcome.passages)
+        watch.mark("citations")
+        return cited
 
     def _outcome(self, gate: release.ReleaseGate, prompt: prompts.Prompt, sent: str, cancelled: bool) -> Outcome:
         """Return what is stored: complete is what was sent, aborted the prefix sent, blocked no text at all."""

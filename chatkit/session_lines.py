@@ -61,7 +61,7 @@ def line_in(raw: bytes | str) -> Line:
     for name in ("session_id", "request_id"):
         check_id(name, table[name])
     usage = Usage(**_checked(table.pop("usage"), _USAGE, "usage: "))
-    passages = tuple(Passage(**_checked(row, _PASSAGE, "passages: ")) for row in table.pop("passages"))
+    passages = tuple(Passage(**_checked(_whole_passage(row), _PASSAGE, "passages: ")) for row in table.pop("passages"))
     session = {name: table.pop(name) for name in ("session_id", "turns", "expires_at")}
     created_at = round(float(table.pop("created_at")), 3)
     turn = Turn(usage=usage, passages=passages, created_at=created_at, **table)
@@ -75,6 +75,11 @@ def _check_blocked(turn: Turn) -> None:
         raise InvalidRequest(f"blocked is {turn.blocked!r} where status is {turn.status!r}, expected both or neither")
     if turn.status == "blocked" and (turn.user or turn.assistant):
         raise InvalidRequest("a turn with status 'blocked' has text, expected its label and length alone")
+
+
+def _whole_passage(row: Any) -> Any:
+    """Return a passage with the fields that older versions did not export."""
+    return {"page": 0, "document": ""} | row if isinstance(row, dict) else row
 
 
 def _table(raw: bytes | str) -> dict[str, Any]:
@@ -154,8 +159,8 @@ _LINE: dict[str, _Kind] = {
 }
 _USAGE = {"prompt_tokens": _whole(0), "completion_tokens": _whole(0)}
 _PASSAGE: dict[str, _Kind] = {
-    **dict.fromkeys(("id", "text", "title", "source", "section", "text_hash"), _TEXT),
-    **dict.fromkeys(("start", "end"), _whole(0)),
+    **dict.fromkeys(("id", "text", "title", "source", "section", "text_hash", "document"), _TEXT),
+    **dict.fromkeys(("start", "end", "page"), _whole(0)),
     "score": _SCORE,
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from chatkit.errors import ConfigError
+from chatkit.prompts import PASSAGE_HEADER
 from chatkit.setting_checks import (
     ENV_PREFIX,
     FILE_NAME,
@@ -57,6 +58,24 @@ class Settings:
     chat_model: str = _setting("default", "Chat model: a source (`models list` shows the forms) or `default`.")
     encoder: str = _setting("default", "Encoder: a source or `default`.")
     encoder_backend: Literal["openvino", "torch"] = _setting("openvino", "What runs the encoder.")
+    encoder_device: str = _setting(
+        "auto", "Where the `torch` encoder runs: cpu, cuda or cuda:N; `auto` takes a GPU where there is one."
+    )
+    encoder_precision: Literal["native", "exact", "int8"] = _setting(
+        "native", "Arithmetic of the encoder: the machine's fastest, float32, or 8 bits for the passages of an index."
+    )
+    encoder_pooling: Literal["auto", "mean", "cls", "max", "lasttoken"] = _setting(
+        "auto", "How an encoder's tokens become one vector; `auto` goes by its files, which say it of nearly all."
+    )
+    encoder_metric: Literal["auto", "cosine", "ip"] = _setting(
+        "auto", "What an encoder's vectors are compared by; `auto` goes by its files and its name."
+    )
+    encoder_query_prefix: str = _setting(
+        "auto", "Text before every query; `auto` goes by the encoder's files and its name.", empty=True
+    )
+    encoder_passage_prefix: str = _setting(
+        "auto", "Text before every passage that is encoded; `auto` as for queries.", empty=True
+    )
     prompt_format: Literal["auto", "template", "openchatkit", "bluelm", "chatglm2", "llama2"] = _setting(
         "auto", "How prompts are written; `auto` goes by the model's name and its chat template."
     )
@@ -117,6 +136,7 @@ class Settings:
     system_prompt: str = _setting(
         "You are a helpful AI assistant.", "First message of every prompt; the day is added to it."
     )
+    source_prompt: str = _setting(PASSAGE_HEADER, "What the model is told to do with the passages before it.")
     max_new_tokens: int = _setting(256, "Length of a reply where the request names none, in tokens.")
     deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
     history_turns: int = _setting(64, "Newest turns read for a prompt.")
@@ -130,6 +150,12 @@ class Settings:
     )
     k: int = _setting(3, "Passages looked up for a message.")
     min_score: float = _setting(0.35, "Least cosine of a passage that is used.")
+    min_ratio: float = _setting(
+        0.9, "Least part of the best passage's score that a further one needs to be used; 0 uses all."
+    )
+    citations: Literal["on", "off"] = _setting(
+        "on", "Whether each sentence of an answer is attributed to the passages that support it."
+    )
 
     store: Literal["sqlite", "dynamodb", "memory"] = _setting(
         "sqlite", "Where sessions are kept; `memory` forgets them when the service ends."
@@ -204,6 +230,7 @@ class Settings:
         named = self.retriever == "" or _RETRIEVER.fullmatch(self.retriever) is not None
         require(named, "retriever", self.retriever, "http:FILE.toml, python:MODULE:NAME, or nothing")
         require(1 <= self.k <= 50, "k", self.k, "a number from 1 to 50")
+        require(0 <= self.min_ratio <= 1, "min_ratio", self.min_ratio, "a number from 0 to 1")
         require(-1 <= self.min_score <= 1, "min_score", self.min_score, "a number from -1 to 1")
 
     def without_index(self) -> "Settings":

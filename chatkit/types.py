@@ -65,8 +65,10 @@ class Passage:
         id: stable across rebuilds of the same content.
         text: the words themselves; empty where only the reference was kept.
         start, end: character offsets of `text` in the document.
-        score: cosine to the query, higher is better.
+        score: what the ranking used, higher is better.
         text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
+        page: from 1; 0 where the format has no pages.
+        document: id of the document within its source: the source, or "SOURCE#ROW" where one file holds many.
     """
 
     id: str
@@ -78,6 +80,8 @@ class Passage:
     end: int = 0
     score: float = 0.0
     text_hash: str = ""
+    page: int = 0
+    document: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +282,32 @@ class Replace:
 
 
 @dataclass(frozen=True, slots=True)
+class Citation:
+    """One sentence of an answer and the passages that support it.
+
+    Attributes:
+        start, end: character offsets of the sentence in `Reply.text`.
+        passage_ids: of passages that the prompt held, the best first; none where no passage supports it.
+        score: of the best passage, 0..1, higher is better.
+        supported: whether that is enough.
+    """
+
+    start: int
+    end: int
+    passage_ids: tuple[str, ...] = ()
+    score: float = 0.0
+    supported: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The turn is stored and this is its result.
 
     Attributes:
-        timings: seconds by stage: moderation_input, retrieval, accept, first_token, first_delta, generation, total.
+        citations: one a sentence of `text`, in order. None where the prompt held no passage, of a refusal, of an
+            aborted and of a replayed answer, and where citations are turned off.
+        timings: seconds by stage: moderation_input, retrieval, accept, first_token, first_delta, generation, finish,
+            citations, total.
         dropped_turns: how many of the oldest turns the prompt leaves out. Of those too old to be loaded every number
             counts, also of a turn that had no answer.
         dropped_passages: how many of the passages found did not fit it, the worst ones.
@@ -295,6 +320,7 @@ class Reply:
     seq: int
     finish_reason: FinishReason
     passages: tuple[Passage, ...] = ()
+    citations: tuple[Citation, ...] = ()
     usage: Usage = field(default_factory=Usage)
     timings: dict[str, float] = field(default_factory=dict)
     moderation_input: ModerationResult | None = None

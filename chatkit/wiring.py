@@ -3,12 +3,14 @@
 import asyncio
 import importlib
 import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from chatkit.citations import Attributor
 from chatkit.engines import open_model
 from chatkit.errors import ConfigError, ModelError
 from chatkit.planning import ServiceOptions
@@ -22,12 +24,20 @@ if TYPE_CHECKING:
     from chatkit.retrieval.build import BuildReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
-    from chatkit.retrieval.encoder import MeanPoolingEncoder
+    from chatkit.retrieval.encoder import SentenceEncoder
+    from chatkit.retrieval.entries import SourceEntry
+    from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
-async def build_service(settings: Settings) -> OpenChatKitService:
+async def build_service(
+    settings: Settings, *, around: "Callable[[Retriever | None], Retriever | None] | None" = None
+) -> OpenChatKitService:
     """Assemble the service; the language model loads while the encoder, the head and the index are opened.
+
+    Args:
+        settings: which parts.
+        around: given the retriever of the settings, returns the one that turns use; for measurements.
 
     Raises:
         ChatkitError: the part that could not be loaded.
@@ -47,12 +57,16 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             raise
         options = ServiceOptions(
             system_prompt=settings.system_prompt,
+            source_prompt=settings.source_prompt,
+            min_ratio=settings.min_ratio,
             refusal=settings.refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
             deadline_s=settings.deadline_s,
             history_turns=settings.history_turns,
         )
+        if around is not None:
+            retriever = around(retriever)
         own = getattr(model, "embedder", None)  # an engine that makes vectors with the chat model's own weights
         embedders = (encoder, own) if own is not None else (encoder,)
         resources = stack.pop_all()
@@ -61,6 +75,7 @@ async def build_service(settings: Settings) -> OpenChatKitService:
             moderator,
             store,
             retriever=retriever,
+            attributor=Attributor(encoder) if settings.citations == "on" else None,
             embedders=embedders,
             archive=store,
             options=options,
@@ -76,7 +91,10 @@ def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Mod
     retriever = open_retriever(settings, encoder)
     if retriever is not None:
         stack.callback(retriever.close)
-    return encoder, open_moderator(settings, encoder), retriever, store
+    for_moderation = moderation_encoder(settings, encoder)
+    if for_moderation is not encoder:
+        stack.callback(for_moderation.close)
+    return encoder, open_moderator(settings, for_moderation), retriever, store
 
 
 class Store(SessionStore, Protocol):
@@ -172,8 +190,12 @@ def create_table(settings: Settings) -> bool:
     return created[0]
 
 
-def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
+def open_encoder(settings: Settings, *, bulk: bool = False) -> "SentenceEncoder":
     """Open the encoder that retrieval and moderation share.
+
+    Args:
+        bulk: to encode the passages of an index: in eight bits where the settings say so, which queries and moderation
+            never are, and with passes side by side.
 
     Raises:
         ModelError: it was not pulled, or its files are damaged.
@@ -181,12 +203,62 @@ def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
     from chatkit.models import sources
     from chatkit.retrieval import encoder
 
-    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
-    cache = sources.derived_dir(folder, models_dir=settings.models)
-    name = sources.name_of(settings.encoder, "encoder", settings.profile)
+    folder, cache, told = _encoder_files(settings)
+    precision = settings.encoder_precision
     return encoder.open_encoder(
-        folder, name=name, cache=cache, backend=settings.encoder_backend, threads=settings.threads
+        folder,
+        name=sources.name_of(settings.encoder, "encoder", settings.profile),
+        cache=cache,
+        backend=settings.encoder_backend,
+        threads=settings.threads,
+        precision="native" if precision == "int8" and not bulk else precision,
+        bulk=bulk,
+        device=settings.encoder_device,
+        told=told,
     )
+
+
+def moderation_encoder(settings: Settings, shared: "SentenceEncoder | None" = None) -> "SentenceEncoder":
+    """Return the encoder that the moderation head was fitted on: that of the settings, or the default one beside it.
+
+    Args:
+        shared: the encoder of the settings, where it is open.
+
+    Raises:
+        ModelError: the default one is needed and was not pulled.
+    """
+    from chatkit.models import sources
+    from chatkit.moderation import head
+
+    fitted = head.fitted_on()
+    if (shared.fingerprint if shared else _fingerprint(settings)) != fitted:
+        usual = Settings(home=settings.home, models_dir=settings.models_dir, threads=settings.threads)
+        usual = replace(usual, encoder_backend=settings.encoder_backend, encoder_device=settings.encoder_device)
+        try:
+            if _fingerprint(usual) == fitted:
+                return open_encoder(usual)
+        except ModelError as error:
+            source = sources.parse("default", "encoder")
+            raise ModelError(
+                f"moderation needs the encoder that its head was fitted on, beside {settings.encoder!r}; "
+                f"run: {shlex.join(['chatkit', 'models', 'pull', str(source)])}"
+            ) from error
+    return shared or open_encoder(settings)
+
+
+def _encoder_files(settings: Settings) -> "tuple[Path, Path, Told]":
+    """Return the encoder's folder, where what is made of it is kept, and what the settings say of its use."""
+    from chatkit.models import sources
+    from chatkit.retrieval.traits import Told
+
+    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
+    told = Told(
+        pooling=settings.encoder_pooling,
+        metric=settings.encoder_metric,
+        query_prefix=settings.encoder_query_prefix,
+        passage_prefix=settings.encoder_passage_prefix,
+    )
+    return folder, sources.derived_dir(folder, models_dir=settings.models), told
 
 
 class OpenRetriever(Retriever, Protocol):
@@ -266,15 +338,27 @@ def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: 
 
 
 def prepare_index(
-    settings: Settings, *, sources: Sequence[str], name: str, chunking: Mapping[str, int] | None, progress: Any
+    settings: Settings,
+    *,
+    sources: Sequence[str],
+    name: str,
+    chunking: Mapping[str, int] | None,
+    entries: "Sequence[SourceEntry]" = (),
+    progress: Any,
 ) -> "BuildReport":
-    """Build the index `name` from files and folders."""
+    """Build the index `name` from files, folders and other sources."""
     from chatkit.retrieval import build
 
-    encoder = open_encoder(settings)
+    encoder = open_encoder(settings, bulk=True)
     try:
         return build.build_index(
-            sources, settings.indexes, name=name, encoder=encoder, chunking=chunking, progress=progress
+            sources,
+            settings.indexes,
+            name=name,
+            encoder=encoder,
+            chunking=chunking,
+            entries=entries,
+            progress=progress,
         )
     finally:
         encoder.close()
@@ -300,11 +384,9 @@ def use_index(settings: Settings, name: str, version: str) -> "Used":
 
 def _fingerprint(settings: Settings) -> str:
     """Return the encoder's fingerprint without loading it."""
-    from chatkit.models import sources
     from chatkit.retrieval import checkpoint
 
-    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder")
-    return checkpoint.read_checkpoint(folder, sources.derived_dir(folder, models_dir=settings.models)).fingerprint
+    return checkpoint.read_checkpoint(*_encoder_files(settings)).fingerprint
 
 
 def pull_models(

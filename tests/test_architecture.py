@@ -22,6 +22,8 @@ LAYERS = {
     "chatkit.types": 0,
     "chatkit.errors": 0,
     "chatkit.protocols": 1,
+    "chatkit.citations": 1,
+    "chatkit.encoders": 1,
     "chatkit.conversation": 1,
     "chatkit.markers": 1,
     "chatkit.prompt_formats": 1,
@@ -40,6 +42,7 @@ LAYERS = {
     "chatkit.settings": 4,
     "chatkit.setting_checks": 4,
     "chatkit.engines": 4,
+    "chatkit.recipes": 4,
     "chatkit.openchatkit_index": 4,
     "chatkit.wiring": 4,
     "chatkit.blocking": 4,
@@ -68,8 +71,9 @@ MAX_FUNCTION = 60
 MAX_IMPORT_S = 0.25
 # The only places that may catch everything. Whatever an adapter raises, the text was not checked; a defect must not
 # leave consumers waiting; a library's failure must reach every caller of its thread, and one raises nothing narrower;
-# an index is made by others, and whatever reading one raises, the thread that follows all of them goes on; a page too;
-# a model's chat template is a program of others; the library of tokenizers raises nothing narrower for a broken file.
+# an index is made by others, and whatever reading one raises, the thread that follows all of them goes on; a file too,
+# and a data set that is streamed from anywhere; a model's chat template is a program of others; the library of
+# tokenizers raises nothing narrower for a broken file.
 CATCH_ALL = {
     ("chatkit.prompt_formats", "_named"),
     ("chatkit.release", "checked"),
@@ -77,10 +81,11 @@ CATCH_ALL = {
     ("chatkit.models.decoding", "load_tokenizer"),
     ("chatkit.models.upstream_format", "read_tokenizer"),
     ("chatkit.retrieval.apart", "_answer"),
-    ("chatkit.retrieval.encoder", "_load_tokenizer"),
     ("chatkit.retrieval.encoder", "_encode"),
+    ("chatkit.retrieval.tokens", "load_tokenizer"),
     ("chatkit.retrieval.live", "_open_named"),
     ("chatkit.retrieval.live", "_watch"),
+    ("chatkit.retrieval.streamed", "documents"),
 }
 
 

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from chatkit.cli import COMMANDS, group
-from chatkit.cli.prepare_index import read_recipe
+from chatkit.recipes import read_recipe
 from chatkit.retrieval.gathering import gather
 from chatkit.settings import Settings, describe
 from tests.serving import ROOT

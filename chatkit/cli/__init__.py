@@ -17,6 +17,7 @@ COMMANDS = {
     "ask": "Ask one question here, without a server.",
     "bench": "Measure chatkit against the bare parts it is made of.",
     "chat": "Talk to the service, line by line.",
+    "eval": "Measure answers on a labelled set.",
     "index": "List indexes and choose which version is live.",
     "models": "Fetch models and list them.",
     "moderate": "Label and score a text.",

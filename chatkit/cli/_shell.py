@@ -9,7 +9,7 @@ from chatkit import errors
 from chatkit.cli._hyperparameters import Hyperparameters
 from chatkit.cli._interrupts import Interrupts, Stopped
 from chatkit.cli._screens import Screen
-from chatkit.cli._show import source_line
+from chatkit.cli._show import source_line, support_notes
 from chatkit.cli._talkers import Question, Talker
 from chatkit.service import new_request_id
 from chatkit.types import Error, Passage, Replace, Reply, Retrieved, TextDelta, TurnStarted, check_id
@@ -175,6 +175,7 @@ class Shell:
                 notes.append("[stopped by the service; /again asks for the same turn]")
         if reply.dropped_turns:
             notes.append(f"[the oldest messages no longer fit the prompt: {reply.dropped_turns} left out]")
+        notes += support_notes(reply)
         return notes + [source_line(number, passage) for number, passage in enumerate(reply.passages, 1)]
 
     async def _raw_say(self, text: str) -> None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from chatkit.types import Passage
+from chatkit.types import Passage, Reply
 
 # What a terminal obeys rather than shows: C0 but tab and newline, DEL, C1, the marks that turn the writing direction
 # (Unicode TR9), and halves of characters, which no output stream takes.
@@ -59,6 +59,21 @@ def _units(character: str) -> list[int]:
     """Return a character's UTF-16 code units, which is what JSON's escapes are made of."""
     told = character.encode("utf-16-be", "surrogatepass")
     return [int.from_bytes(told[at : at + 2], "big") for at in range(0, len(told), 2)]
+
+
+# Characters of a sentence that a note repeats.
+_NOTED = 72
+
+
+def support_notes(reply: Reply) -> list[str]:
+    """Return what there is to say of the support of an answer: the sentences that none of its sources supports."""
+    missing = [one for one in reply.citations if not one.supported]
+    if not missing:
+        return []
+    if len(missing) == len(reply.citations):
+        return ["[no source says this]"]
+    texts = [one_line(reply.text[one.start : one.end]) for one in missing]
+    return [f"[no source says: {text if len(text) <= _NOTED else text[: _NOTED - 1] + '…'}]" for text in texts]
 
 
 def source_line(number: int, passage: Passage) -> str:

@@ -9,7 +9,7 @@ import click
 from chatkit.cli import log_to_stderr, setting_options
 from chatkit.cli._owners import owner_of, owner_options
 from chatkit.cli._show import as_json as json_line
-from chatkit.cli._show import plain, source_line
+from chatkit.cli._show import plain, source_line, support_notes
 from chatkit.settings import Settings, load_settings
 from chatkit.types import Owner
 
@@ -87,5 +87,7 @@ def _show(reply: "Reply", as_json: bool) -> None:
         click.echo(json_line(answer(reply)))
         return
     click.echo()
+    for note in support_notes(reply):
+        click.echo(plain(note), err=True)
     for number, passage in enumerate(reply.passages, 1):
         click.echo(source_line(number, passage), err=True)

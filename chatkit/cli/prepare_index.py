@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import sys
-import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +11,10 @@ import click
 
 from chatkit import wiring
 from chatkit.cli import setting_options
-from chatkit.errors import InvalidRequest
+from chatkit.recipes import Recipe, read_recipe
 from chatkit.settings import load_settings
 
-# Where recipes that are named rather than given as a file are looked up, from the working directory.
-RECIPES = Path("index")
-
-_KEYS = {"name", "root", "sources", "chunking"}
 _MOST_LISTED = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What an index is made of, as a TOML file says it; `sources` are resolved against its root."""
-
-    name: str
-    sources: tuple[str, ...]
-    chunking: Mapping[str, int]
 
 
 @click.command("prepare-index")
@@ -37,7 +22,10 @@ class Recipe:
 @click.option("--name", help="Name of the index; the recipe's, or the setting `index`, unless given.")
 @click.option("--recipe", metavar="NAME|FILE", help="A recipe in ./index, or a TOML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
-@setting_options("home", "models_dir", "profile", "encoder", "encoder_backend", "threads")
+@setting_options(
+    *("home", "models_dir", "profile", "threads"),
+    *("encoder", "encoder_backend", "encoder_device", "encoder_precision", "encoder_passage_prefix"),
+)
 def prepare_index(
     sources: tuple[str, ...],
     name: str | None,
@@ -46,7 +34,7 @@ def prepare_index(
     config: str | None,
     flags: dict[str, Any],
 ) -> None:
-    """Build an index from Markdown, HTML and text: files, folders, patterns, or a recipe.
+    """Build an index from documents: files, folders, patterns, or a recipe.
 
     The finished index replaces the one of that name in one step; unchanged sources build nothing.
 
@@ -58,48 +46,20 @@ def prepare_index(
     if bool(sources) == bool(recipe):
         raise click.UsageError("Give sources or --recipe, one of them.")
     settings = load_settings(flags, file=Path(config) if config else None)
-    made_from = read_recipe(recipe) if recipe else Recipe(settings.index or "docs", sources, {})
+    made_from = read_recipe(recipe) if recipe else Recipe(settings.index or "docs", sources)
     with _Bar(sys.stderr.isatty()) as bar:
         report = wiring.prepare_index(
             settings,
             sources=made_from.sources,
             name=name or made_from.name,
             chunking=made_from.chunking,
+            entries=made_from.entries(),
             progress=bar,
         )
     click.echo(_summary(report), err=True)
     if as_json:
         table = dataclasses.asdict(report)
         click.echo(json.dumps({**table, "folder": str(report.folder)}, ensure_ascii=False))
-
-
-def read_recipe(named: str) -> Recipe:
-    """Read a recipe by file or by its name in ./index.
-
-    Raises:
-        InvalidRequest: there is none, or it is not a recipe, naming what is wrong.
-    """
-    file = Path(named)
-    if not file.is_file():
-        file = RECIPES / f"{named}.toml"
-    if not file.is_file():
-        there = ", ".join(sorted(path.stem for path in RECIPES.glob("*.toml"))) or "none"
-        raise InvalidRequest(
-            f"there is no recipe {named!r}: looked in {str(RECIPES.resolve())!r}, which has: {there}; "
-            f"run this in a clone of the project, or name a recipe file"
-        )
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the recipe {str(file)!r} is not valid TOML: {error}") from error
-    if unknown := sorted(set(table) - _KEYS):
-        raise InvalidRequest(f"the recipe {str(file)!r} has {unknown[0]!r}, expected only {', '.join(sorted(_KEYS))}")
-    sources = table.get("sources")
-    if not isinstance(sources, list) or not sources or not all(isinstance(source, str) for source in sources):
-        raise InvalidRequest(f"the recipe {str(file)!r} has sources {sources!r}, expected a list of paths or patterns")
-    root = (file.parent / str(table.get("root", "."))).resolve()
-    resolved = tuple(str(root / source) for source in sources)
-    return Recipe(str(table.get("name", file.stem)), resolved, table.get("chunking", {}))
 
 
 def _summary(report: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from chatkit import errors
 from chatkit.types import (
+    Citation,
     Error,
     Event,
     FinishReason,
@@ -71,6 +72,7 @@ def reply_of(table: Mapping[str, Any]) -> Reply:
         seq=_number(table, "seq"),
         finish_reason=reason,
         passages=_passages(table),
+        citations=tuple(_citation(_table(one)) for one in _list(table, "citations")),
         usage=Usage(_number(usage, "prompt_tokens"), _number(usage, "completion_tokens")),
         timings=_numbers(table, "timings"),
         moderation_input=_verdict(moderation.get("input")),
@@ -124,6 +126,17 @@ def _passages(table: Mapping[str, Any]) -> tuple[Passage, ...]:
     return tuple(_passage(_table(source)) for source in sources)
 
 
+def _citation(told: Mapping[str, Any]) -> Citation:
+    sources = _list(told, "sources")
+    return Citation(
+        start=_number(told, "start"),
+        end=_number(told, "end"),
+        passage_ids=tuple(_text({"sources": one}, "sources") for one in sources),
+        score=_real(told, "score"),
+        supported=told.get("supported") is True,
+    )
+
+
 def _passage(source: Mapping[str, Any]) -> Passage:
     return Passage(
         id=_text(source, "id"),
@@ -134,12 +147,22 @@ def _passage(source: Mapping[str, Any]) -> Passage:
         start=_number(source, "start"),
         end=_number(source, "end"),
         score=_real(source, "score"),
+        page=_number(source, "page"),
+        document=_text(source, "document", ""),
     )
 
 
 def _table(value: object) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise BadFrame(f"{value!r:.40}, expected an object")
+    return value
+
+
+def _list(table: Mapping[str, Any], name: str) -> list[Any]:
+    """Return a list; an empty one where there is none, as from a service of an earlier version."""
+    value = table.get(name, [])
+    if not isinstance(value, list):
+        raise BadFrame(f"{name} {value!r:.40}, expected a list")
     return value
 
 

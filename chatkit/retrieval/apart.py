@@ -1,32 +1,58 @@
-"""Pages read in a process of their own: one that is nested a million deep, or breaks the parser, costs only itself."""
+"""Files read in a process of their own: one that is hostile, endless or breaks a library costs only itself."""
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from chatkit.retrieval import html
-from chatkit.retrieval.document import Section, Unreadable
+from chatkit.retrieval.document import Document, Section, Unreadable
+from chatkit.retrieval.entries import Skipped, SourceFile
+from chatkit.retrieval.parsing import MAX_FILE_BYTES, MAX_TEXT, LeftOut, Limits, parse_file
 
-# What one page may cost. An ordinary page of 1 MB takes some 50 ms; browsers' rules need time that grows with the
+# What one document may cost. An ordinary page of 1 MB takes some 50 ms; browsers' rules need time that grows with the
 # square of the depth, and some pages of kilobytes unfold to gigabytes.
-CPU_SECONDS = 20
-MEMORY_BYTES = 4 * 2**30
+CPU_SECONDS = 60
+# Longer than this the reader may not be silent, whatever it waits for: a disk that does not answer, for one.
+WALL_SECONDS = 300
+MEMORY_BYTES = 2 * 2**30
+# A reader that has grown beyond this share of what it may use makes room for a new one.
+_RENEWED_AT = 4
 _LENGTH = 8
+# An answer is one document as JSON: at most some bytes a character. Anything longer is no answer of ours.
+_LONGEST_ANSWER = 8 * MAX_TEXT
 
 
-class PageReader:
-    """Does what `html.read` does, in a child process that is started with the first page; use as a context manager."""
+class Reader:
+    """Does what `parsing.parse_file` does, in a child process that is started with the first file.
 
-    def __init__(self, *, cpu_seconds: int = CPU_SECONDS, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._limits = (str(cpu_seconds), str(memory_bytes))
-        self._child: subprocess.Popen[bytes] | None = None
+    Use as a context manager, one file at a time. Every document has the time and the memory of the limits.
 
-    def __enter__(self) -> "PageReader":
+    Attributes:
+        left_out: parts of files that are in no document, such as pages without text, in the order they were met.
+    """
+
+    def __init__(
+        self,
+        *,
+        cpu_seconds: int = CPU_SECONDS,
+        wall_seconds: float = WALL_SECONDS,
+        memory_bytes: int = MEMORY_BYTES,
+        file_bytes: int = MAX_FILE_BYTES,
+        passwords: Sequence[str] = (),
+    ) -> None:
+        self._seconds, self._memory, self._wall = cpu_seconds, memory_bytes, wall_seconds
+        self._file_bytes, self._passwords = file_bytes, tuple(passwords)
+        self._child: _Child | None = None
+        self._left_out: list[Skipped] = []
+
+    def __enter__(self) -> "Reader":
         """Nothing is started yet."""
         return self
 
@@ -34,100 +60,190 @@ class PageReader:
         """Stop the child."""
         self._stop()
 
-    def read(self, content: bytes) -> html.Page:
-        """Return the page.
+    @property
+    def left_out(self) -> tuple[Skipped, ...]:
+        """What was left out of the files read so far."""
+        return tuple(self._left_out)
+
+    def leave_out(self, source: str, reason: str) -> None:
+        """Note what is left out of a source."""
+        self._left_out.append(Skipped(source, reason))
+
+    def read(self, file: SourceFile) -> Iterator[Document]:
+        """Yield the documents of one file as they are read.
 
         Raises:
-            Unreadable: as `html.read` does, and when the page costs more than it may or ends the child.
+            Unreadable: it cannot be read, costs more than it may, or ends the child. Documents before it are whole.
         """
-        child = self._child = self._child or _start(self._limits)
-        if child.stdin is None or child.stdout is None:
-            raise AssertionError("the child was started without pipes")
+        child = self._child = self._child or _Child((str(self._seconds), str(self._memory)), self._wall)
+        request = {
+            "path": os.path.abspath(file.path),
+            "source": file.source,
+            "file_bytes": self._file_bytes,
+            "passwords": self._passwords,
+        }
+        child.ask(json.dumps(request).encode())
+        done = False
         try:
-            child.stdin.write(len(content).to_bytes(_LENGTH))
-            child.stdin.write(content)
-            child.stdin.flush()
-        except BrokenPipeError:
-            pass  # it ended: the answer is missing as well
-        size = child.stdout.read(_LENGTH)
-        answer = child.stdout.read(int.from_bytes(size))
-        if len(size) < _LENGTH or len(answer) < int.from_bytes(size):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(1)  # of itself, so that its own end is told and not that of `_stop`
-            raise self._ended(self._stop())
-        table = json.loads(answer)
-        if table.get("too_large"):
-            self._stop()
-            raise self._too_large("it ran out of memory")
-        return _page(table)
+            while not done:
+                answer = child.answer()
+                if answer is None:
+                    raise self._ended(child)
+                if "text" in answer:
+                    yield _document(file.source, answer)
+                elif "left_out" in answer:
+                    self.leave_out(file.source, answer["left_out"])
+                elif "too_large" in answer:
+                    raise self._too_large("it ran out of memory")
+                elif "end" in answer:
+                    done = True
+                    if "unreadable" in answer:
+                        raise Unreadable(answer["unreadable"])
+        finally:
+            if not done or child.has_grown:
+                self._stop()
 
-    def _ended(self, code: int | None) -> Unreadable:
-        """Return the reason for a page that ended the child: past its time, killed, or by a fault of the reader's."""
+    def _ended(self, child: "_Child") -> Unreadable:
+        """Return the reason for a file that ended the child: past its time, killed, or by a fault of the reader's."""
+        if child.was_silent:
+            return Unreadable(f"cannot be read: nothing was heard of the reader for {self._wall:g} s")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(1)  # of itself, so that its own end is told and not that of `_stop`
+        code = self._stop()
         named = signal.Signals(-code).name if code is not None and -code in set(signal.Signals) else f"code {code}"
         if named in ("SIGXCPU", "SIGKILL"):
             return self._too_large(f"the reader ended with {named}")
-        return Unreadable(f"cannot be read: the reader ended with {named}; simplify the page")
+        return Unreadable(f"cannot be read: the reader ended with {named}; save it anew, or simplify it")
 
     def _too_large(self, how: str) -> Unreadable:
-        seconds, memory = self._limits
         return Unreadable(
-            f"cannot be read in {seconds} s of processor time and {int(memory) / 2**30:.0f} GiB of memory ({how}); "
-            "simplify the page"
+            f"cannot be read in {self._seconds} s of processor time and {self._memory / 2**30:.3g} GiB of memory "
+            f"({how}); split or simplify it"
         )
 
     def _stop(self) -> int | None:
         child, self._child = self._child, None
-        if child is None:
+        return child.stop() if child is not None else None
+
+
+class _Child:
+    """The process, and a watch over its silence."""
+
+    def __init__(self, limits: tuple[str, str], wall_seconds: float) -> None:
+        command = [sys.executable, "-m", __name__, *limits]
+        # Libraries that start a thread a core take address space for each, which is what is limited.
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        self._wall = wall_seconds
+        self._waits_since: float | None = None
+        self._stopped = threading.Event()
+        self.was_silent = self.has_grown = False
+        threading.Thread(target=self._watch, name="chatkit-reader", daemon=True).start()
+
+    def ask(self, request: bytes) -> None:
+        """Send one request; where the child has ended, its answer will be missing as well."""
+        if self.process.stdin is None:
+            raise AssertionError("the child was started without pipes")
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(len(request).to_bytes(_LENGTH) + request)
+            self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any] | None:
+        """Return the next message; None when the child has ended, or was ended for its silence."""
+        if self.process.stdout is None:
+            raise AssertionError("the child was started without pipes")
+        self._waits_since = time.monotonic()
+        try:
+            size = int.from_bytes(head) if len(head := self.process.stdout.read(_LENGTH)) == _LENGTH else -1
+            message = self.process.stdout.read(size) if 0 <= size <= _LONGEST_ANSWER else b""
+        finally:
+            self._waits_since = None
+        if size <= 0 or len(message) < size:
             return None
-        child.kill()
-        child.communicate()
-        return child.returncode
+        answer: dict[str, Any] = json.loads(message)
+        self.has_grown = "grown" in answer
+        return answer
+
+    def stop(self) -> int | None:
+        """End the process and return its code."""
+        self._stopped.set()
+        self.process.kill()
+        self.process.communicate()
+        return self.process.returncode
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(min(1.0, self._wall / 4)):
+            since = self._waits_since
+            if since is not None and time.monotonic() - since > self._wall:
+                self.was_silent = True
+                self.process.kill()
+                return
 
 
-def _start(limits: tuple[str, str]) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", __name__, *limits]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-
-def _page(table: dict[str, Any]) -> html.Page:
-    if "unreadable" in table:
-        raise Unreadable(table["unreadable"])
-    sections = tuple(Section(**section) for section in table["sections"])
-    return html.Page(table["title"], table["text"], sections)
+def _document(source: str, answer: dict[str, Any]) -> Document:
+    sections = tuple(Section(*section) for section in answer["sections"])
+    return Document(answer.get("source", source), answer["title"], answer["text"], sections)
 
 
 def main() -> None:
-    """Answer pages from stdin on stdout, each with its length before it, until stdin ends."""
+    """Answer the requests on stdin with messages on stdout, each with its length before it, until stdin ends."""
     cpu_seconds, memory_bytes = map(int, sys.argv[1:])
     _limit_memory(memory_bytes)
+    # What a library prints must not stand between the messages.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
     while size := sys.stdin.buffer.read(_LENGTH):
-        content = sys.stdin.buffer.read(int.from_bytes(size))
+        request = json.loads(sys.stdin.buffer.read(int.from_bytes(size)))
         _limit_time(cpu_seconds)
-        answer = _answer(content)
-        sys.stdout.buffer.write(len(answer).to_bytes(_LENGTH) + answer)
-        sys.stdout.buffer.flush()
+        for message in _answer(request):
+            if "end" in message and _peak_bytes() * _RENEWED_AT > memory_bytes:
+                message["grown"] = True
+            try:
+                content = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
+            except MemoryError:
+                content = b'{"too_large": true}'
+            out.write(len(content).to_bytes(_LENGTH) + content)
+            out.flush()
+            _limit_time(cpu_seconds)
 
 
-def _answer(content: bytes) -> bytes:
+def _answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    limits = Limits(file_bytes=request["file_bytes"], passwords=request["passwords"])
+    reason: str | None = None
     try:
-        return json.dumps(asdict(html.read(content))).encode()
+        for found in parse_file(Path(request["path"]), request["source"], limits):
+            yield _message(found)
     except Unreadable as error:
-        table: dict[str, Any] = {"unreadable": str(error)}
+        reason = str(error)
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror or error})"
     except MemoryError:
-        table = {"too_large": True}
+        yield {"too_large": True}
     except Exception as error:
         said = " ".join(str(error).split())[:200]
-        table = {"unreadable": f"cannot be read: {type(error).__name__} {said}".strip()}
-    return json.dumps(table).encode()
+        reason = f"cannot be read: {type(error).__name__} {said}".strip()
+    yield {"end": True} if reason is None else {"end": True, "unreadable": reason}
+
+
+def _message(found: Document | LeftOut | None) -> dict[str, Any]:
+    if found is None:
+        return {"alive": True}
+    if isinstance(found, LeftOut):
+        return {"left_out": found.reason}
+    sections = [(section.heading, section.start, section.end, section.page) for section in found.sections]
+    return {"source": found.source, "title": found.title, "text": found.text, "sections": sections}
 
 
 def _limit_memory(most: int) -> None:
-    """Let allocations past `most` bytes of address space fail, where the system can."""
+    """Let allocations past `most` bytes of address space fail, where the system can; leave no core file."""
     try:
         import resource
     except ModuleNotFoundError:  # Windows has no such limits
         return
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _limit_time(seconds: int) -> None:
@@ -138,6 +254,18 @@ def _limit_time(seconds: int) -> None:
         return
     soft = int(time.process_time()) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that this program has held, 0 where that is not told.
+
+    What `getrusage` tells begins with the size of the process that started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 if __name__ == "__main__":

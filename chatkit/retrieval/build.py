@@ -1,87 +1,39 @@
-"""Files to an index directory, swapped in whole: `<indexes>/<name>/<version>/` and a pointer to the live version.
+"""Sources to an index directory, swapped in whole: `<indexes>/<name>/<version>/` and a pointer to the live version.
 
-A build that fails, is killed or fills the disk leaves the live version as it was; the next build removes what it left.
+A build has three stages: sources are cut to chunks on the disk, chunks without a vector are embedded, and the version
+is written from both. One that fails or is killed leaves the live version as it was, and the next one goes on where it
+stopped: staged chunks are taken over, and every vector that was made is in the cache.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-import chatkit
-from chatkit.errors import BadIndex, BrokenIndex
-from chatkit.retrieval import layout, versions, writing
-from chatkit.retrieval.apart import PageReader
-from chatkit.retrieval.chunking import CHUNKER, Chunk, Chunking, cut
-from chatkit.retrieval.document import Unreadable
-from chatkit.retrieval.gathering import Gathered, Skipped, gather
+from chatkit.errors import BadIndex, ChatkitError, IndexMismatch, Unavailable
+from chatkit.retrieval import layout, versions
+from chatkit.retrieval.building import collecting, cutting, merging, version, workplace
+from chatkit.retrieval.building.cache import VectorCache, file_of
+from chatkit.retrieval.building.cutting import Share, Sources
+from chatkit.retrieval.building.earlier import LiveChunks
+from chatkit.retrieval.building.embedding import Embedding, IndexingEncoder, InProcess, embed_missing
+from chatkit.retrieval.building.plan import (
+    BuildOptions,
+    BuildReport,
+    Plan,
+    digest_of,
+    plan_of,
+    skipped_of,
+    told_of_the_disk,
+)
+from chatkit.retrieval.building.progress import Meter, Progress, Tell
+from chatkit.retrieval.building.shards import Shard
+from chatkit.retrieval.building.staging import Stage
+from chatkit.retrieval.building.workplace import Staging, Workplace
+from chatkit.retrieval.entries import SourceEntry
 from chatkit.retrieval.manifest import Manifest
-from chatkit.retrieval.parsing import parse
 
-# Chunks embedded between two reports of progress.
-_EMBED_SLICE = 128
-
-
-class IndexingEncoder(Protocol):
-    """What a build needs of an encoder."""
-
-    @property
-    def dim(self) -> int:
-        """Length of one vector."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Names everything that decides the vectors."""
-        ...
-
-    def count_tokens_of(self, texts: Sequence[str]) -> list[int]:
-        """Return the tokens of each text, special tokens included."""
-        ...
-
-    def encode_now(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (len(texts), dim) float32 L2-normalised vectors."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a build is; `chunks_total` is 0 until all files are cut."""
-
-    stage: str
-    files: int
-    files_total: int
-    chunks: int = 0
-    chunks_total: int = 0
-    chunks_per_s: float = 0.0
-    skipped: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What a build did.
-
-    Attributes:
-        up_to_date: sources and settings are those of the live version, nothing was built.
-        embedded: chunks that the encoder ran on.
-        duplicates: chunks left out because their words are in the index already.
-    """
-
-    name: str
-    version: str
-    folder: Path
-    up_to_date: bool
-    documents: int
-    passages: int
-    embedded: int
-    duplicates: int
-    skipped: tuple[Skipped, ...]
-    seconds: float
+__all__ = ["BuildOptions", "BuildReport", "Progress", "build_index", "merge_shards"]
 
 
 def build_index(
@@ -91,171 +43,180 @@ def build_index(
     name: str,
     encoder: IndexingEncoder,
     chunking: Mapping[str, int] | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    entries: Sequence[SourceEntry] = (),
+    options: BuildOptions | None = None,
+    embedding: Embedding | None = None,
+    progress: Tell | None = None,
 ) -> BuildReport:
-    """Build the index `name` from files, folders and glob patterns, unless it is up to date.
+    """Build the index `name` from files, folders, glob patterns and other sources, unless it is up to date.
 
     Args:
-        sources: looked up from the working directory.
+        sources: paths are looked up from the working directory.
         indexes: the folder of all indexes.
         name: a folder name in it.
         encoder: its fingerprint is noted; only the same encoder can query the index.
-        chunking: options of `Chunking`.
-        progress: called in this thread, after every file and every few chunks.
+        chunking: options of `Chunking`, in place of those in `options`.
+        entries: sources that are no files.
+        options: everything else.
+        embedding: where texts become vectors; in this process unless told, with `encoder` either way.
+        progress: called in this thread, after every file and every batch.
 
     Raises:
         InvalidRequest: a source does not exist, or the name cannot be a folder's.
         BadIndex: nothing could be indexed, or the index could not be written.
         ConfigError: an option of `chunking` is wrong.
-        Unavailable: another process is building this index.
+        Unavailable: another process is building this index, or the encoder failed.
         MissingExtra: faiss is not installed.
     """
     started = time.monotonic()
-    options = Chunking.from_options(chunking)
-    tell = progress or (lambda _: None)
+    options = (options or BuildOptions()).with_chunking(chunking)
+    meter = Meter(progress)
     index = layout.IndexFolder(indexes, name)
     with index.locked():
-        gathered = gather(sources, tell=lambda done, total: tell(Progress("read", done, total)))
-        plan = _plan(name, encoder, options, gathered)
-        live = _live_if_same(index, plan)
-        if live is not None:
-            version, manifest = live
-            embedded = 0
-        else:
-            manifest, folder = _build(index, plan, options, encoder, gathered, tell)
-            version, embedded = folder.name, manifest.passages
+        found = cutting.find(sources, entries, meter)
+        plan = {**plan_of(encoder, options.chunking), "sources_sha256": cutting.digest_of(cutting.planned_rows(found))}
+        job = _Job(index, plan, encoder, embedding or InProcess(encoder), options, meter, started)
+        return job.run(lambda stage: job.cut(found, stage))
+
+
+def merge_shards(
+    folders: Sequence[Path],
+    indexes: Path,
+    *,
+    name: str,
+    encoder: IndexingEncoder,
+    options: BuildOptions | None = None,
+    progress: Tell | None = None,
+) -> BuildReport:
+    """Build the index `name` from all its shards: the same passages and vectors as in one process.
+
+    Args:
+        folders: each a shard or a folder of shards, as `embed_shard` wrote them.
+        indexes: the folder of all indexes.
+        name: a folder name in it.
+        encoder: the one that the shards were made with.
+        options: kind of the vectors and versions to keep; the chunking is that of the shards.
+        progress: called in this thread.
+
+    Raises:
+        BadIndex: shards are missing, do not belong together, or the index could not be written.
+        BrokenIndex: a shard is damaged.
+        IndexMismatch: the shards were made with another encoder.
+        Unavailable: another process is building this index.
+    """
+    started = time.monotonic()
+    meter = Meter(progress)
+    found = merging.open_all(folders)
+    plan = found[0].plan
+    if plan["encoder"]["fingerprint"] != encoder.fingerprint:
+        raise IndexMismatch(
+            f"the shards were made with the encoder {plan['encoder']['fingerprint']!r}, but the one in use is "
+            f"{encoder.fingerprint!r}; set --encoder to theirs, or make them again"
+        )
+    options = (options or BuildOptions()).with_chunking(plan["chunking"])
+    plan = {**plan, "sources_sha256": cutting.digest_of(merging.rows_of(found))}
+    index = layout.IndexFolder(indexes, name)
+    with index.locked():
+        job = _Job(index, plan, encoder, InProcess(encoder), options, meter, started, tuple(found))
+        return job.run(lambda stage: merging.stage_merged(found, stage, meter))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One build under the lock of its index.
+
+    Attributes:
+        shards: where their vectors come from; none when they are made here.
+    """
+
+    index: layout.IndexFolder
+    plan: Plan
+    encoder: IndexingEncoder
+    embedding: Embedding
+    options: BuildOptions
+    meter: Meter
+    started: float
+    shards: tuple[Shard, ...] = ()
+
+    def run(self, fill: Callable[[Stage], None]) -> BuildReport:
+        """Build what `fill` stages, unless the live version is of the same sources in the same way."""
+        live = self._live()
+        if live is not None and version.is_of(live[1], self.plan, self.options):
+            return self._report(*live, 0, up_to_date=True)
+        place = Workplace(self.index.folder, digest_of(self.plan, unique="" if self._is_known() else str(self.started)))
+        try:
+            with told_of_the_disk(f"the index {self.index.name!r}", self.index.folder):
+                workplace.remove_others(self.index.folder, keep=place.folder)
+                return self._build(place, fill)
+        except Unavailable:
+            raise  # the encoder or a worker failed: the next build goes on from here
+        except ChatkitError:
+            place.remove()
+            raise
+
+    def cut(self, found: Sources, stage: Stage) -> None:
+        """Stage the chunks of sources; what has not changed since the live version is not read again."""
+        live = self._live()
+        earlier = None
+        if live is not None and version.cuts_alike(live[1], self.plan):
+            earlier = LiveChunks(self.index.version_folder(live[0]))
+        count = self.encoder.count_tokens_of
+        self.meter.begin("cut")
+        cutting.cut_all(found, stage, self.options.chunking, count, self.meter, share=Share(), earlier=earlier)
+
+    def _build(self, place: Workplace, fill: Callable[[Stage], None]) -> BuildReport:
+        staged = place.staged(fill, self.options.chunking)
+        if not staged.counts.passages:
+            raise _nothing(staged)
+        file = file_of(self.index.folder, self.encoder.fingerprint)
+        with VectorCache(file, self.encoder.fingerprint, self.encoder.dim) as cache:
+            prefix = self.encoder.passage_prefix
+            merging.import_vectors(self.shards, cache, prefix, self.meter)
+            self.meter.begin("embed")
+            total, batch = staged.counts.passages, self.options.batch
+            embedded = embed_missing(staged.spool, total, cache, self.encoder, self.embedding, self.meter, batch=batch)
+            self.meter.begin("write")
+            manifest = version.write(place.folder, self.index.name, staged, cache, self.plan, self.options, self.meter)
+            kept = versions.to_keep(self.index, self.encoder.fingerprint, self.options.keep)
+            much = len(cache) > collecting.MOST_SPARE * total
+        folder = self.index.publish(place.cleared(), keep=kept)
+        if much:
+            collecting.trim_cache(self.index)
+        return self._report(folder.name, manifest, embedded, up_to_date=False)
+
+    def _live(self) -> tuple[str, Manifest] | None:
+        """Return the live version when it is whole."""
+        try:
+            live = self.index.current()
+            manifest = Manifest.read(self.index.version_folder(live))
+            manifest.verify(self.index.version_folder(live))
+        except BadIndex:
+            return None  # none yet, or damaged: build
+        return live, manifest
+
+    def _is_known(self) -> bool:
+        """Whether it is known before reading what the sources hold."""
+        return bool(self.plan["sources_sha256"])
+
+    def _report(self, live: str, manifest: Manifest, embedded: int, *, up_to_date: bool) -> BuildReport:
         return BuildReport(
-            name=name,
-            version=version,
-            folder=index.version_folder(version),
-            up_to_date=live is not None,
+            name=self.index.name,
+            version=live,
+            folder=self.index.version_folder(live),
+            up_to_date=up_to_date,
             documents=manifest.documents,
             passages=manifest.passages,
             embedded=embedded,
             duplicates=manifest.duplicates,
-            skipped=tuple(Skipped(**entry) for entry in manifest.skipped),
-            seconds=round(time.monotonic() - started, 3),
+            near_duplicates=manifest.near_duplicates,
+            vectors=manifest.vectors.kind,
+            skipped=version.skipped_in(self.index.version_folder(live)),
+            seconds=round(time.monotonic() - self.started, 3),
         )
 
 
-def _plan(name: str, encoder: IndexingEncoder, options: Chunking, gathered: Gathered) -> Manifest:
-    """Return the manifest as far as it is known before anything is embedded."""
-    return Manifest(
-        name=name,
-        fingerprint=encoder.fingerprint,
-        dim=encoder.dim,
-        metric="cosine",
-        chunker=CHUNKER,
-        chunking={"max_tokens": options.max_tokens},
-        documents=0,
-        passages=0,
-        duplicates=0,
-        skipped=(),
-        sources_sha256=gathered.digest,
-        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        built_by=f"chatkit {chatkit.__version__}",
-        files={},
+def _nothing(staged: Staging) -> BadIndex:
+    reasons = (
+        "; ".join(f"{entry.source} {entry.reason}" for entry in skipped_of(staged.rows)[:3]) or "no files were found"
     )
-
-
-def _live_if_same(index: layout.IndexFolder, plan: Manifest) -> tuple[str, Manifest] | None:
-    """Return the live version when it is whole and was made from the same sources in the same way."""
-    try:
-        version = index.current()
-        manifest = Manifest.read(index.version_folder(version))
-        manifest.verify(index.version_folder(version))
-    except BadIndex:
-        return None  # none yet, or damaged: build
-    return (version, manifest) if manifest.same_content(plan) else None
-
-
-def _build(
-    index: layout.IndexFolder,
-    plan: Manifest,
-    options: Chunking,
-    encoder: IndexingEncoder,
-    gathered: Gathered,
-    tell: Callable[[Progress], None],
-) -> tuple[Manifest, Path]:
-    index.remove_leftovers()
-    chunks, plan = _cut_all(gathered, plan, options, encoder, tell)
-    vectors = _embed(chunks, encoder, len(gathered.files), len(plan.skipped), tell)
-    try:
-        with index.building() as beside:
-            files = writing.write_files(beside, chunks, vectors)
-            manifest = replace(plan, passages=len(chunks), files=files)
-            manifest.write(beside)
-            _check(beside, manifest, chunks, vectors)
-            return manifest, index.publish(beside, keep=versions.to_keep(index, plan.fingerprint))
-    except OSError as error:
-        raise BadIndex(
-            f"the index {plan.name!r} could not be written to {str(index.folder)!r} ({error.strerror or error}); "
-            f"the version before it, if there was one, is untouched; free some space or set --home, then run again"
-        ) from error
-
-
-def _cut_all(
-    gathered: Gathered,
-    plan: Manifest,
-    options: Chunking,
-    encoder: IndexingEncoder,
-    tell: Callable[[Progress], None],
-) -> tuple[list[Chunk], Manifest]:
-    """Cut every file; one that cannot be read is noted with its reason and left out."""
-    skipped = list(gathered.skipped)
-    chunks: dict[bytes, Chunk] = {}
-    documents = duplicates = 0
-    with PageReader() as pages:
-        for done, file in enumerate(gathered.files, start=1):
-            try:
-                document = parse(file.path, file.source, file.content, read_html=pages.read)
-                pieces = list(cut(document, options, encoder.count_tokens_of))
-                if not pieces:
-                    raise Unreadable("has headings only, nothing to retrieve")
-            except Unreadable as error:
-                skipped.append(Skipped(file.source, str(error)))
-            else:
-                documents += 1
-                for piece in pieces:
-                    if chunks.setdefault(piece.sameness, piece) is not piece:
-                        duplicates += 1
-            tell(Progress("cut", done, len(gathered.files), chunks=len(chunks), skipped=len(skipped)))
-    if not chunks:
-        reasons = "; ".join(f"{entry.source} {entry.reason}" for entry in skipped[:3]) or "no files were found"
-        raise BadIndex(f"nothing to index: {reasons}; name Markdown, HTML or text files, or folders that hold some")
-    noted = tuple({"source": entry.source, "reason": entry.reason} for entry in skipped)
-    return list(chunks.values()), replace(plan, documents=documents, duplicates=duplicates, skipped=noted)
-
-
-def _embed(
-    chunks: list[Chunk], encoder: IndexingEncoder, files: int, skipped: int, tell: Callable[[Progress], None]
-) -> NDArray[np.float32]:
-    vectors = np.empty((len(chunks), encoder.dim), dtype=np.float32)
-    started = time.monotonic()
-    for start in range(0, len(chunks), _EMBED_SLICE):
-        part = chunks[start : start + _EMBED_SLICE]
-        vectors[start : start + len(part)] = encoder.encode_now([chunk.embedded for chunk in part])
-        done = start + len(part)
-        rate = done / max(time.monotonic() - started, 1e-9)
-        tell(Progress("embed", files, files, done, len(chunks), round(rate, 1), skipped))
-    return vectors
-
-
-def _check(folder: Path, manifest: Manifest, chunks: list[Chunk], vectors: NDArray[Any]) -> None:
-    """Read the new version back: hashes, row counts, and that stored chunks find themselves.
-
-    Raises:
-        BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
-    """
-    try:
-        Manifest.read(folder).verify(folder, hashes=True)
-        index, _ = writing.read_both(folder, manifest)
-    except BrokenIndex as error:
-        raise BrokenIndex(f"{error}; the version before it is untouched; check the disk and run again") from error
-    for row in {0, len(chunks) // 2, len(chunks) - 1}:
-        scores, _ = index.search(vectors[row : row + 1], 1)
-        if not scores[0, 0] > 1 - 1e-3:
-            raise BrokenIndex(
-                f"passage {row} of the new index finds itself with a score of {scores[0, 0]:.4f}, expected 1; "
-                f"the version before it is untouched; run again"
-            )
+    return BadIndex(f"nothing to index: {reasons}; name files of a kind that is read, or folders that hold some")

@@ -162,7 +162,9 @@ def _first_good(index: IndexFolder, candidates: list[str], fingerprint: str) -> 
         folder = index.version_folder(version)
         try:
             manifest = versions.check(folder, fingerprint, hashes=True)
-            writing.read_both(folder, manifest)
+            vectors, passages = writing.read_both(folder, manifest)
+            vectors.close()
+            passages.close()
         except BadIndex as error:
             last = error
             problems.append(str(error))

@@ -1,4 +1,4 @@
-"""Which encoding a page is in: its byte order mark, else what it says of itself, else UTF-8."""
+"""Which encoding a text is in: its byte order mark, else what a page says of itself, else UTF-8."""
 
 import codecs
 import re
@@ -46,6 +46,30 @@ def decode(content: bytes) -> str:
     if name not in _KNOWN.split():
         raise Unreadable(f"names the encoding {label[:40]!r}, which is not known; convert it to UTF-8")
     return _decoded(content, _READ_AS.get(name, name), f"its charset {label!r}")
+
+
+def decode_text(content: bytes) -> str:
+    """Return a plain text's characters, by its byte order mark, else UTF-8.
+
+    Raises:
+        Unreadable: in another encoding, binary, or without a word.
+    """
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            text = _decoded(content[len(mark) :], name, "its byte order mark")
+            break
+    else:
+        text = _decoded(content, "utf-8", "")
+    if not text.strip():
+        raise Unreadable("is empty")
+    return text
+
+
+def encoding_of(head: bytes) -> str:
+    """Return Python's name for the encoding of a text that begins with `head`, with which the mark is read as well."""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return "utf-8-sig"
 
 
 def _decoded(content: bytes, name: str, named_by: str) -> str:

@@ -15,22 +15,34 @@ class Section:
     Attributes:
         heading: headings from the outermost to the own one, joined by " > "; the document's title is left out.
         start, end: character offsets in the document.
+        page: page or slide, from 1; 0 in formats that have none. In the others a section never spans two pages.
     """
 
     heading: str
     start: int
     end: int
+    page: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One file's text with its sections in order.
+    """One text with its sections in order: a file, or a record, row or article of one.
 
     Attributes:
-        text: of Markdown and plain text the file as it is, of HTML what the page shows.
+        source: the file's name; of a record in a file `FILE#RECORD`, the same in every build.
+        text: of Markdown and plain text the file as it is, else what a reader of the file is shown.
     """
 
     source: str
+    title: str
+    text: str
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one file says; `title` is empty where it has none."""
+
     title: str
     text: str
     sections: tuple[Section, ...]
@@ -41,6 +53,7 @@ class Outline:
 
     def __init__(self, start: int = 0) -> None:
         self._start = start
+        self._page = 0
         self._trail: list[tuple[int, str]] = []
         self._sections: list[Section] = []
 
@@ -52,6 +65,11 @@ class Outline:
         if not is_title:
             self._trail.append((level, words))
 
+    def page(self, number: int, start: int) -> None:
+        """Begin page `number` at `start`, under the headings that stand."""
+        self._close(start)
+        self._start, self._page = start, number
+
     def sections(self, text: str) -> tuple[Section, ...]:
         """Return the sections of the whole text, those without a word left out."""
         self._close(len(text))
@@ -59,7 +77,7 @@ class Outline:
 
     def _close(self, end: int) -> None:
         heading = " > ".join(words for _, words in self._trail if words)
-        self._sections.append(Section(heading, self._start, end))
+        self._sections.append(Section(heading, self._start, end, self._page))
 
 
 def utf8(name: str) -> str:

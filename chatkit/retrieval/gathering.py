@@ -1,31 +1,19 @@
-"""Sources to files: paths, folders and glob patterns, in a stable order, each file once."""
+"""Sources to files: paths, folders and glob patterns, in a stable order, each file once. No content is kept."""
 
 import glob
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from chatkit.errors import InvalidRequest
 from chatkit.retrieval.document import utf8
-from chatkit.retrieval.parsing import MAX_FILE_BYTES, SUFFIXES
+from chatkit.retrieval.entries import Skipped, SourceEntry, SourceFile
+from chatkit.retrieval.formats import kinds
 
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that is not in the index, and why."""
-
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFile:
-    """A file and the name that its passages carry."""
-
-    path: Path
-    source: str
-    content: bytes
+__all__ = ["Gathered", "Skipped", "SourceFile", "gather"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +21,30 @@ class Gathered:
     """All files of a build.
 
     Attributes:
-        digest: hex digest of every source name and content, in order; files that could not be read count by reason.
+        files: in the order of their names.
+        others: sources that are no files, in the order given.
+        skipped: files that cannot be opened, and patterns that match nothing.
+        digest: hex digest of every source name and content, in order; files that could not be read count by reason,
+            and other sources that do not know their own digest make it another one each time.
     """
 
     files: tuple[SourceFile, ...]
     skipped: tuple[Skipped, ...]
     digest: str
+    others: tuple[SourceEntry, ...] = ()
+
+    @property
+    def entries(self) -> tuple[SourceEntry, ...]:
+        """All sources, files first."""
+        return (*self.files, *self.others)
 
 
-def gather(sources: Sequence[str | Path], *, tell: Callable[[int, int], None]) -> Gathered:
-    """Read every file that `sources` names.
+def gather(
+    sources: Sequence[str | Path], *, others: Sequence[SourceEntry] = (), tell: Callable[[int, int], None]
+) -> Gathered:
+    """Name every file of `sources` and take its size and digest.
 
-    In folders only Markdown, HTML and text files are taken, hidden ones are not. A pattern may match nothing.
+    In folders only files of the kinds that are read are taken, hidden ones are not. A pattern may match nothing.
 
     Raises:
         InvalidRequest: a path without wildcards does not exist.
@@ -54,24 +54,27 @@ def gather(sources: Sequence[str | Path], *, tell: Callable[[int, int], None]) -
     for source in sources:
         matches = list(_expand(str(source)))
         if not matches:
-            skipped.append(Skipped(_label(Path(source), str(source)), "matches no Markdown, HTML or text file"))
+            skipped.append(Skipped(_label(Path(source), str(source)), "matches no file of a kind that is read"))
         for path, label in matches:
             named.setdefault(path.resolve(), label)
-    labels = list(named.values())
+    uses = Counter(named.values())
     files = []
     digest = hashlib.sha256()
     for done, (path, label) in enumerate(sorted(named.items(), key=lambda item: (item[1], item[0])), start=1):
-        source = label if labels.count(label) == 1 else utf8(path.as_posix())
+        source = utf8(path.as_posix()) if uses[label] > 1 else label
         try:
-            content = _read(path)
+            file = _take(path, source)
         except OSError as error:
             skipped.append(Skipped(source, f"cannot be read ({error.strerror or error})"))
-            content = str(error).encode()
+            content = hashlib.sha256(str(error).encode()).digest()
         else:
-            files.append(SourceFile(path, source, content))
-        digest.update(f"{source}\0".encode() + hashlib.sha256(content).digest())
+            files.append(file)
+            content = bytes.fromhex(file.sha256)
+        digest.update(f"{source}\0".encode() + content)
         tell(done, len(named))
-    return Gathered(tuple(files), tuple(skipped), digest.hexdigest())
+    for entry in others:
+        digest.update(f"{entry.source}\0{entry.digest or os.urandom(16).hex()}\0".encode())
+    return Gathered(tuple(files), tuple(skipped), digest.hexdigest(), tuple(others))
 
 
 def _expand(source: str) -> Iterator[tuple[Path, str]]:
@@ -83,7 +86,7 @@ def _expand(source: str) -> Iterator[tuple[Path, str]]:
         yield path, _label(path, path.name)
     elif any(sign in source for sign in "*?["):
         for match in sorted(glob.glob(str(path), recursive=True)):
-            if Path(match).is_file() and Path(match).suffix.lower() in SUFFIXES:
+            if Path(match).is_file() and kinds.is_taken(Path(match)):
                 yield Path(match), _label(Path(match), Path(match).name)
     else:
         raise InvalidRequest(f"the source {source!r} does not exist; name a file, a folder or a pattern")
@@ -94,7 +97,7 @@ def _in_folder(folder: Path) -> Iterator[tuple[Path, str]]:
         inside = entry.relative_to(folder)
         if any(part.startswith(".") for part in inside.parts):
             continue
-        if entry.suffix.lower() in SUFFIXES and entry.is_file():
+        if entry.is_file() and kinds.is_taken(entry):
             yield entry, _label(entry, (Path(folder.resolve().name) / inside).as_posix())
 
 
@@ -106,10 +109,9 @@ def _label(path: Path, outside: str) -> str:
         return utf8(outside)
 
 
-def _read(path: Path) -> bytes:
+def _take(path: Path, source: str) -> SourceFile:
     if not path.is_file():
         raise OSError("is no regular file")
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise OSError(f"has {size} bytes, at most {MAX_FILE_BYTES} are read")
-    return path.read_bytes()
+    with path.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256")
+        return SourceFile(path, source, content.tell(), digest.hexdigest())

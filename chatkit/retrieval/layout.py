@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,10 +118,10 @@ class IndexFolder:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
-    def publish(self, beside: Path, *, keep: str) -> Path:
+    def publish(self, beside: Path, *, keep: Collection[str]) -> Path:
         """Make a built folder the live version, in two renames; returns its folder. Needs the lock.
 
-        Of the other versions `keep` is kept, the rest is removed.
+        Of the other versions those in `keep` are kept, the rest is removed.
         """
         number = int(max(self.versions(), default="0")) + 1
         folder = self.version_folder(f"{number:06d}")
@@ -131,7 +131,7 @@ class IndexFolder:
         _sync(self.folder)
         self.make_live(folder.name)
         for version in self.versions():
-            if version not in (keep, folder.name):
+            if version != folder.name and version not in keep:
                 shutil.rmtree(self.version_folder(version), ignore_errors=True)
         return folder
 

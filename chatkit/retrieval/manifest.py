@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,23 @@ from chatkit.errors import BrokenIndex
 from chatkit.retrieval.checkpoint import sha256_of
 
 FILE = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
-# The two files that every version has beside this one.
+# The files that every version has beside this one; others are named in the manifest alone.
 VECTORS = "vectors.faiss"
 PASSAGES = "passages.parquet"
-# A manifest takes about 1 KB, and 200 bytes for each file that was left out.
-_MOST_BYTES = 64 * 2**20
+SOURCES = "sources.parquet"
+# A manifest takes about 2 KB; one past this is no manifest.
+_MOST_BYTES = 2**20
 _MOST_COUNT = 2**63 - 1
-_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
-_TEXTS = ("name", "fingerprint", "metric", "chunker", "sources_sha256", "built_at", "built_by")
-_COUNTS = ("dim", "documents", "passages", "duplicates")
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"
+_FILE_NAME = re.compile(rf"{_PART}(?:/{_PART})?")
+_TEXTS = ("name", "chunker", "sources_sha256", "built_at", "built_by")
+_COUNTS = ("documents", "passages", "duplicates", "near_duplicates", "skipped")
+METRICS = ("cosine", "ip")
 
-# Up to here every byte is hashed when an index is opened; above, sizes are compared. Bytes in all files.
+# The smallest files are hashed when an index is opened, as many as come to this in all; of the others sizes are
+# compared, so that a large index opens in less than a second. Bytes.
 HASHED_AT_OPEN = 128 * 2**20
 
 
@@ -38,39 +42,121 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderEntry:
+    """What made the vectors, and what has to be done alike with a query.
+
+    Attributes:
+        fingerprint: another one gives vectors that cannot be compared.
+        dim: length of one vector.
+        pooling: how token vectors become one: `mean`, `cls`, ….
+        normalised: the encoder's vectors have length one.
+        metric: `cosine` or `ip`, the inner product.
+        query_prefix, passage_prefix: what stands before a query and before a passage when it is embedded.
+    """
+
+    fingerprint: str
+    name: str
+    dim: int
+    pooling: str = "mean"
+    normalised: bool = True
+    metric: str = "cosine"
+    query_prefix: str = ""
+    passage_prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorsEntry:
+    """How the vectors are stored.
+
+    Attributes:
+        kind: one of `vectors.KINDS`.
+        factory: what Faiss calls it.
+        search: parameters of a search: `ef`, `nprobe`, `k_factor`, as far as the kind has them.
+    """
+
+    kind: str
+    factory: str
+    search: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LexicalEntry:
+    """The engine of the lexical index and how it cuts words."""
+
+    engine: str
+    analyser: str
+
+
+@dataclass(frozen=True, slots=True)
+class FusionEntry:
+    """How the two legs are weighed.
+
+    Attributes:
+        dense_weight: of the dense leg, 0 to 1; the rest is the lexical one's.
+        tuned_on: what the weight was chosen on.
+        background: mean cosine of unrelated passages with this encoder, 0 to 1.
+    """
+
+    dense_weight: float = 1.0
+    tuned_on: str = "default"
+    background: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One version of an index.
 
     Attributes:
-        fingerprint: of the encoder; another one gives vectors that cannot be compared.
+        lexical: None where there is no lexical index.
+        duplicates: chunks left out because their words are in the index already.
+        near_duplicates: chunks left out because they differ from one in the index by a few words.
+        skipped: how many sources were left out; `sources.parquet` has the reasons.
         sources_sha256: of every source's name and content, in order.
-        skipped: source and reason of every file that was left out.
         built_at: UTC, ISO 8601.
+        files: name → entry; a name may hold one slash.
     """
 
     name: str
-    fingerprint: str
-    dim: int
-    metric: str
+    encoder: EncoderEntry
+    vectors: VectorsEntry
+    lexical: LexicalEntry | None
+    fusion: FusionEntry
     chunker: str
-    chunking: Mapping[str, int]
+    chunking: Mapping[str, int | float]
     documents: int
     passages: int
     duplicates: int
-    skipped: tuple[Mapping[str, str], ...]
+    near_duplicates: int
+    skipped: int
     sources_sha256: str
     built_at: str
     built_by: str
     files: Mapping[str, FileEntry]
     format: int = FORMAT
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder."""
+        return self.encoder.fingerprint
+
+    @property
+    def dim(self) -> int:
+        """Length of one vector."""
+        return self.encoder.dim
+
+    @property
+    def metric(self) -> str:
+        """`cosine` or `ip`."""
+        return self.encoder.metric
+
     def same_content(self, other: "Manifest") -> bool:
-        """Return whether both come from the same sources in the same way."""
+        """Return whether both come from the same sources in the same way, however their vectors are stored."""
 
         def made_of(manifest: Manifest) -> tuple[Any, ...]:
             return (
                 manifest.format,
-                manifest.fingerprint,
+                dataclasses.replace(manifest.encoder, name=""),
+                manifest.lexical,
                 manifest.chunker,
                 dict(manifest.chunking),
                 manifest.sources_sha256,
@@ -113,20 +199,20 @@ class Manifest:
 
         Args:
             folder: the version folder.
-            hashes: hash every byte; only for indexes up to HASHED_AT_OPEN unless told.
+            hashes: hash every byte, or none; the smallest files up to HASHED_AT_OPEN in all unless told.
 
         Raises:
             BrokenIndex: a file is missing or was changed, naming it.
         """
-        if hashes is None:
-            hashes = sum(entry.size for entry in self.files.values()) <= HASHED_AT_OPEN
-        for name, entry in self.files.items():
+        room = HASHED_AT_OPEN if hashes is None else _MOST_COUNT if hashes else -1
+        for name, entry in sorted(self.files.items(), key=lambda item: item[1].size):
+            room -= entry.size
             file = folder / name
             try:
                 size = file.stat().st_size
                 if size != entry.size:
                     raise broken(file, f"has {size} bytes, expected {entry.size}")
-                if hashes and sha256_of(file) != entry.sha256:
+                if room >= 0 and sha256_of(file) != entry.sha256:
                     raise broken(file, "was changed after the build (its SHA-256 differs)")
             except FileNotFoundError as error:
                 raise broken(file, "is missing") from error
@@ -143,26 +229,74 @@ def _checked(table: dict[str, Any]) -> Manifest:
     names = {field.name for field in dataclasses.fields(Manifest)}
     if wrong := sorted(table.keys() ^ names):
         raise ValueError(f"the field {_shown(wrong[0])} is {'missing' if wrong[0] in names else 'unknown'}")
-    files = {}
-    for name, entry in _table(table["files"], "files").items():
-        if not _FILE_NAME.fullmatch(name):
-            raise ValueError(f"a file is named {_shown(name)}, expected letters, digits, '.', '_' or '-'")
-        row = _table(entry, name, {"size", "sha256"})
-        files[name] = FileEntry(_count(row["size"], f"size of {name}"), _text(row["sha256"], f"sha256 of {name}"))
-    if missing := {VECTORS, PASSAGES} - files.keys():
-        raise ValueError(f"files has no {min(missing)}")
-    if not isinstance(table["skipped"], list):
-        raise ValueError(f"skipped is {_shown(table['skipped'])}, expected a list")
-    rows = [_table(row, "an entry of skipped", {"source", "reason"}) for row in table["skipped"]]
     chunking = _table(table["chunking"], "chunking").items()
     values: dict[str, Any] = {name: _text(table[name], name) for name in _TEXTS}
     values |= {name: _count(table[name], name) for name in _COUNTS}
     return Manifest(
         **values,
-        chunking={_text(name, "an option of chunking"): _count(value, "chunking") for name, value in chunking},
-        skipped=tuple({name: _text(text, name) for name, text in row.items()} for row in rows),
-        files=files,
+        encoder=_encoder(table["encoder"]),
+        vectors=_vectors(table["vectors"]),
+        lexical=None if table["lexical"] is None else LexicalEntry(**_texts(table["lexical"], "lexical", LexicalEntry)),
+        fusion=_fusion(table["fusion"]),
+        chunking={_text(name, "an option of chunking"): _number(value, "chunking") for name, value in chunking},
+        files=_files(table["files"]),
     )
+
+
+def _encoder(value: Any) -> EncoderEntry:
+    row = _fields(value, "encoder", EncoderEntry)
+    for name, each in row.items():
+        if name not in ("dim", "normalised"):
+            _text(each, f"{name} of encoder")
+    _count(row["dim"], "dim")
+    if not isinstance(row["normalised"], bool):
+        raise ValueError(f"normalised is {_shown(row['normalised'])}, expected true or false")
+    if row["metric"] not in METRICS:
+        raise ValueError(f"metric is {_shown(row['metric'])}, expected {' or '.join(METRICS)}")
+    return EncoderEntry(**row)
+
+
+def _vectors(value: Any) -> VectorsEntry:
+    row = _fields(value, "vectors", VectorsEntry)
+    search = _table(row["search"], "search").items()
+    return VectorsEntry(
+        _text(row["kind"], "kind of vectors"),
+        _text(row["factory"], "factory of vectors"),
+        {_text(name, "a parameter of search"): _count(each, "search") for name, each in search},
+    )
+
+
+def _fusion(value: Any) -> FusionEntry:
+    row = _fields(value, "fusion", FusionEntry)
+    shares = {name: _number(row[name], name) for name in ("dense_weight", "background")}
+    for name, share in shares.items():
+        if share > 1:
+            raise ValueError(f"{name} is {_shown(share)}, expected a number from 0 to 1")
+    return FusionEntry(
+        **{name: float(share) for name, share in shares.items()}, tuned_on=_text(row["tuned_on"], "tuned_on")
+    )
+
+
+def _files(value: Any) -> dict[str, FileEntry]:
+    files = {}
+    for name, entry in _table(value, "files").items():
+        if not _FILE_NAME.fullmatch(name):
+            raise ValueError(
+                f"a file is named {_shown(name)}, expected letters, digits, '.', '_' or '-', in one folder at most"
+            )
+        row = _table(entry, name, {"size", "sha256"})
+        files[name] = FileEntry(_count(row["size"], f"size of {name}"), _text(row["sha256"], f"sha256 of {name}"))
+    if missing := {VECTORS, PASSAGES, SOURCES} - files.keys():
+        raise ValueError(f"files has no {min(missing)}")
+    return files
+
+
+def _fields(value: Any, name: str, kind: type[Any]) -> dict[str, Any]:
+    return _table(value, name, {each.name for each in dataclasses.fields(kind)})
+
+
+def _texts(value: Any, name: str, kind: type[Any]) -> dict[str, str]:
+    return {key: _text(each, f"{key} of {name}") for key, each in _fields(value, name, kind).items()}
 
 
 def _table(value: Any, name: str, keys: set[str] | None = None) -> dict[str, Any]:
@@ -175,6 +309,12 @@ def _table(value: Any, name: str, keys: set[str] | None = None) -> dict[str, Any
 def _count(value: Any, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST_COUNT:
         raise ValueError(f"{name} is {_shown(value)}, expected a whole number of 0 or more")
+    return value
+
+
+def _number(value: Any, name: str) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_COUNT:
+        raise ValueError(f"{name} is {_shown(value)}, expected a number of 0 or more")
     return value
 
 

@@ -1,56 +1,107 @@
-"""Files to documents, by suffix: Markdown and plain text as they are, HTML as what the page shows."""
+"""Files to documents: the kind by name and content, then the reader of that kind. `apart.Reader` runs this apart."""
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from chatkit.retrieval import html, markdown
-from chatkit.retrieval.document import Document, Section, Unreadable, utf8
-
-TEXT = frozenset({".txt", ".text"})
-SUFFIXES = markdown.SUFFIXES | html.SUFFIXES | TEXT
+from chatkit.retrieval.charset import decode_text
+from chatkit.retrieval.document import Document, Page, Section, Unreadable, utf8
+from chatkit.retrieval.formats import html, kinds, markdown
 
 # A larger text file is more likely a dump than a document. Bytes.
 MAX_FILE_BYTES = 64 * 2**20
+# Most characters of one document, of any kind.
+MAX_TEXT = 64 * 2**20
+# Read whole, by the functions below; the other kinds have a module each.
+_WHOLE = frozenset({"markdown", "html", "text"})
+_PAGED = {"pdf": "pdf", "docx": "docx", "pptx": "pptx", "xlsx": "xlsx", "epub": "epub"}
+_RECORDS = {"csv": "tables", "jsonl": "records", "wikitext": "wikitext"}
 
 
-def parse(path: Path, source: str, content: bytes, *, read_html: Callable[[bytes], html.Page] = html.read) -> Document:
-    """Return the document in `content`, by the suffix of `path`.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of one file is read, and with which passwords."""
+
+    file_bytes: int = MAX_FILE_BYTES
+    text: int = MAX_TEXT
+    passwords: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Part of a file that is no document; the reason names the part."""
+
+    reason: str
+
+
+def parse_file(path: Path, source: str, limits: Limits | None = None) -> Iterator[Document | LeftOut | None]:
+    """Yield the documents in a file, what is left out of it, and None as a sign of life between far-off documents.
+
+    Args:
+        path: the file.
+        source: the name that its passages carry.
+        limits: how much is read.
+
+    Raises:
+        Unreadable: of another kind, locked, damaged, too large, or without text.
+        OSError: the file cannot be read.
+    """
+    limits = limits or Limits()
+    kind = kinds.kind_of(path)
+    if kind in _WHOLE:
+        size = path.stat().st_size
+        if size > limits.file_bytes:
+            raise Unreadable(
+                f"has {size} bytes, at most {limits.file_bytes} are read as one document; "
+                "split it, or make its parts records of a .jsonl file"
+            )
+        yield parse(path, source, path.read_bytes())
+    elif kind in _PAGED:
+        module = importlib.import_module(f"chatkit.retrieval.formats.{_PAGED[kind]}")
+        left_out: list[str] = []
+        page: Page = module.read(path, limits=limits, leave_out=left_out.append)
+        if not page.text.strip():
+            raise Unreadable("holds no text")
+        yield _checked(Document(source, page.title or title_from(path), page.text, page.sections), limits)
+        yield from map(LeftOut, left_out)
+    else:
+        module = importlib.import_module(f"chatkit.retrieval.formats.{_RECORDS[kind]}")
+        for found in module.documents(path, source):
+            yield _checked(found, limits) if isinstance(found, Document) else found
+
+
+def parse(path: Path, source: str, content: bytes) -> Document:
+    """Return the document in the content of a Markdown, HTML or text file, by the suffix of `path`.
 
     Args:
         path: only its name is looked at.
         source: the name that its passages carry.
         content: the file.
-        read_html: what reads a page; a build hands in one that a hostile page cannot stall.
 
     Raises:
-        Unreadable: in an unknown encoding, binary, empty, or of a kind that is not read.
+        Unreadable: in an unknown encoding, binary, empty, or of another kind.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise Unreadable(
-            f"is neither Markdown nor HTML nor text (suffix {path.suffix!r}, expected {', '.join(sorted(SUFFIXES))})"
-        )
-    if suffix in html.SUFFIXES:
-        page = read_html(content)
-        return Document(source, page.title or _title_from(path), page.text, page.sections)
-    text = _decode(content)
-    if suffix in markdown.SUFFIXES:
+    kind = kinds.READ_BY.get(suffix, "")
+    if kind not in _WHOLE:
+        raise Unreadable(f"is neither Markdown nor HTML nor text (suffix {path.suffix!r})")
+    if kind == "html":
+        page = html.read(content)
+        return Document(source, page.title or title_from(path), page.text, page.sections)
+    text = decode_text(content)
+    if kind == "markdown":
         title, sections = markdown.read(text)
-        return Document(source, title or _title_from(path), text, sections)
-    return Document(source, _title_from(path), text, (Section("", 0, len(text)),))
+        return Document(source, title or title_from(path), text, sections)
+    return Document(source, title_from(path), text, (Section("", 0, len(text)),))
 
 
-def _decode(content: bytes) -> str:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"is not UTF-8 (byte {error.start}); convert it to UTF-8") from error
-    if "\0" in text:
-        raise Unreadable("holds NUL characters, so it is no text")
-    if not text.strip():
-        raise Unreadable("is empty")
-    return text
-
-
-def _title_from(path: Path) -> str:
+def title_from(path: Path) -> str:
+    """Return a title made of a file's name."""
     return utf8(path.stem).replace("_", " ").replace("-", " ")
+
+
+def _checked(document: Document, limits: Limits) -> Document:
+    if len(document.text) > limits.text:
+        raise Unreadable(f"holds {len(document.text)} characters of text, at most {limits.text} are read; split it")
+    return document

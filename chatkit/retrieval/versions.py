@@ -1,5 +1,6 @@
 """The kept versions of an index: whether one is whole, which to go back to, and what to tell who meets a bad one."""
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,13 +50,29 @@ def before_live(index: IndexFolder) -> list[str]:
     return [version for version in newest_first if version < pointer.text]
 
 
-def to_keep(index: IndexFolder, fingerprint: str) -> str:
-    """Return the version to keep beside a new one: the live one, unless it is bad and another is good."""
+def to_keep(index: IndexFolder, fingerprint: str, keep: int = 1) -> list[str]:
+    """Return the versions to keep beside a new one, newest first: the live one and older ones, `keep` in all.
+
+    Where the live one is bad and another is good, the newest good one is among them.
+    """
     pointer = index.pointer()
     versions = index.versions()
     live = pointer.text if pointer is not None and pointer.text in versions else max(versions, default="")
-    candidates = (live, *reversed(versions)) if live else ()
-    return next((version for version in candidates if is_good(index, version, fingerprint)), live)
+    if not live or not keep:
+        return []
+    candidates = list(dict.fromkeys((live, *reversed(versions))))
+    good = next((version for version in candidates if is_good(index, version, fingerprint)), live)
+    return list(dict.fromkeys((good, *(version for version in candidates if version <= live))))[:keep]
+
+
+def remove_old(index: IndexFolder, keep: int) -> list[str]:
+    """Remove all versions but the live one and the `keep` newest before it; returns them. Needs the lock."""
+    live = index.current()
+    stay = {live, *before_live(index)[:keep]}
+    gone = [version for version in index.versions() if version not in stay]
+    for version in gone:
+        shutil.rmtree(index.version_folder(version), ignore_errors=True)
+    return gone
 
 
 def remedy(index: IndexFolder, fingerprint: str | None) -> str:

@@ -1,120 +1,135 @@
-"""The two large files of an index: Faiss vectors and a Parquet table of passages, row by row the same order."""
+"""The files of a version: entries for the manifest, the table of sources, and a whole small version at once."""
 
 import os
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chatkit.errors import MissingExtra
+from chatkit.retrieval import passages, vectors
 from chatkit.retrieval.checkpoint import sha256_of
-from chatkit.retrieval.chunking import Chunk
-from chatkit.retrieval.manifest import FILE, HASHED_AT_OPEN, PASSAGES, VECTORS, FileEntry, Manifest, broken
+from chatkit.retrieval.kinds import VectorKind, choose
+from chatkit.retrieval.manifest import SOURCES, FileEntry, Manifest, VectorsEntry, broken
+from chatkit.retrieval.vector_writer import VectorWriter
+from chatkit.retrieval.vectors import import_faiss
 
-_TEXT_COLUMNS = ("id", "source", "title", "section", "text")
-_NUMBER_COLUMNS = ("start", "end")
+__all__ = ["SourceRow", "entries", "import_faiss", "read_both", "read_passages", "read_sources", "write_sources"]
+
+_SOURCE_FIELDS = {
+    **dict.fromkeys(("source", "digest"), "string"),
+    **dict.fromkeys(("documents", "first_row", "chunks", "dropped"), "int64"),
+    "whole": "bool",
+    "reason": "string",
+    "part": "bool",
+}
 
 
-def import_faiss() -> Any:
-    """Return the module.
+@dataclass(slots=True)
+class SourceRow:
+    """What became of one source.
 
-    Raises:
-        MissingExtra: neither faiss-cpu nor faiss-gpu is installed.
+    Attributes:
+        digest: of its content; empty where that is not known.
+        documents: those that gave a chunk or a duplicate of one.
+        first_row: row of its first passage; its others follow.
+        chunks: passages of it that are in the index.
+        dropped: chunks of it that were left out as duplicates, near ones too.
+        whole: nothing in it was skipped.
+        reason: why it was skipped, all or in part; empty for one that was not.
+        part: it is a part of a source, named because it was skipped.
     """
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise MissingExtra("faiss", "cpu") from error
-    return faiss
+
+    source: str
+    digest: str
+    documents: int = 0
+    first_row: int = 0
+    chunks: int = 0
+    dropped: int = 0
+    whole: bool = True
+    reason: str = ""
+    part: bool = False
 
 
-def write_files(folder: Path, chunks: list[Chunk], vectors: NDArray[np.float32]) -> dict[str, FileEntry]:
-    """Write both files durably and return their entries for the manifest.
+def write_sources(folder: Path, rows: Iterable[SourceRow]) -> Path:
+    """Write `sources.parquet` durably and return it.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    faiss = import_faiss()
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    # Written by hand: Faiss reports a full disk only for some of its writes.
-    (folder / VECTORS).write_bytes(faiss.serialize_index(index).data)
-    _write_passages(folder / PASSAGES, chunks)
-    return {name: _entry(folder / name) for name in (VECTORS, PASSAGES)}
+    table = passages.Table(folder / SOURCES, _SOURCE_FIELDS, 65536)
+    try:
+        for row in rows:
+            table.add(astuple(row))
+        return table.finish()
+    finally:
+        table.close()
 
 
-def read_both(folder: Path, manifest: Manifest) -> tuple[Any, Any]:
+def read_sources(folder: Path) -> list[SourceRow]:
+    """Return what became of every source.
+
+    Raises:
+        BrokenIndex: the table cannot be read.
+    """
+    import pyarrow
+
+    table = passages.open_table(folder / SOURCES, _SOURCE_FIELDS)
+    try:
+        return [SourceRow(**row) for row in table.read().to_pylist()]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise broken(folder / SOURCES, f"cannot be read as Parquet ({error})") from error
+    finally:
+        table.close(force=True)
+
+
+def entries(folder: Path, files: Iterable[Path]) -> dict[str, FileEntry]:
+    """Flush files in `folder`, or in a folder of it, to the disk and return their entries for the manifest."""
+    return {file.relative_to(folder).as_posix(): _entry(file) for file in files}
+
+
+def write_both(
+    folder: Path, chunks: Sequence[passages.Row], given: NDArray[np.float32], kind: VectorKind | None = None
+) -> tuple[list[Path], VectorsEntry]:
+    """Write the vectors and passages of a version that is in memory; return the files and how to search them.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
+    """
+    kind = kind or choose(len(given), given.shape[1])
+    writer, table = VectorWriter(folder, given.shape[1], kind), passages.PassageWriter(folder)
+    try:
+        if kind.train_rows:
+            writer.train(given[: kind.train_rows])
+        writer.add(given)
+        files, entry = writer.finish()
+        table.add(chunks)
+        return [*files, *table.finish()], entry
+    finally:
+        writer.close()
+        table.close()
+
+
+def read_both(folder: Path, manifest: Manifest) -> tuple[vectors.Vectors, passages.Passages]:
     """Open vectors and passages, which stand row by row in the same order.
 
     Raises:
         BrokenIndex: a file cannot be read, or they do not belong together.
         MissingExtra: faiss is not installed.
     """
-    vectors, passages = read_vectors(folder), read_passages(folder)
-    if not vectors.ntotal == passages.num_rows == manifest.passages or vectors.d != manifest.dim:
-        raise broken(
-            folder / FILE,
-            f"counts {manifest.passages} passages and {manifest.dim} dimensions, but the files hold {vectors.ntotal} "
-            f"vectors of {vectors.d} dimensions and {passages.num_rows} passages",
-        )
-    kinds = {name: str(passages.schema.field(name).type) for name in passages.schema.names}
-    expected = dict.fromkeys(_TEXT_COLUMNS, "string") | dict.fromkeys(_NUMBER_COLUMNS, "int64")
-    if kinds != expected:
-        raise broken(folder / PASSAGES, f"has the columns {', '.join(kinds)}, expected {', '.join(expected)}")
-    return vectors, passages
-
-
-def read_vectors(folder: Path) -> Any:
-    """Open the Faiss index: a small one in memory, a large one mapped, so that several workers share its pages.
-
-    A mapped file that is cut short while it is read ends the process, so only what would cost memory is mapped, and
-    its length is looked at before every search.
-
-    Raises:
-        BrokenIndex: Faiss cannot read the file.
-    """
-    faiss = import_faiss()
-    mapped = _is_large(folder / VECTORS)
-    flags = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if mapped else faiss.IO_FLAG_READ_ONLY
+    opened = vectors.Vectors.open(folder, manifest)
     try:
-        return faiss.read_index(str(folder / VECTORS), flags)
-    except RuntimeError as error:
-        raise broken(folder / VECTORS, f"cannot be read by Faiss ({str(error).strip()[:200]})") from error
-
-
-def mapped_file(folder: Path) -> BinaryIO | None:
-    """Open the file of vectors where `read_vectors` maps it, so that its length can be watched."""
-    return (folder / VECTORS).open("rb") if _is_large(folder / VECTORS) else None
+        return opened, passages.Passages.open(folder, manifest)
+    except Exception:
+        opened.close()
+        raise
 
 
 def read_passages(folder: Path) -> Any:
-    """Open the table of passages as an Arrow table.
-
-    Raises:
-        BrokenIndex: the file is no Parquet.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # Not mapped: what is read is decompressed into memory anyway.
-        return pyarrow.parquet.read_table(str(folder / PASSAGES), memory_map=False)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise broken(folder / PASSAGES, f"cannot be read as Parquet ({error})") from error
-
-
-def _is_large(file: Path) -> bool:
-    return file.exists() and file.stat().st_size > HASHED_AT_OPEN
-
-
-def _write_passages(file: Path, chunks: list[Chunk]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    types = dict.fromkeys(_TEXT_COLUMNS, "string") | dict.fromkeys(_NUMBER_COLUMNS, "int64")
-    columns = {name: pyarrow.array([getattr(c, name) for c in chunks], kind) for name, kind in types.items()}
-    pyarrow.parquet.write_table(pyarrow.table(columns), str(file), compression="zstd")
+    """Return all passages as one Arrow table; see `passages.read_table`."""
+    return passages.read_table(folder)
 
 
 def _entry(file: Path) -> FileEntry:

@@ -183,7 +183,8 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
 def _reference(passage: Passage) -> list[Any]:
     """Return what is stored of a passage: where it is, and the hash of its text in place of the text."""
     place = [passage.id, passage.title, passage.source, passage.section, passage.start, passage.end]
-    return [*place, round(passage.score, 4), text_hash(passage)]
+    row = [*place, round(passage.score, 4), text_hash(passage)]
+    return [*row, passage.page, passage.document] if passage.page or passage.document else row
 
 
 def text_hash(passage: Passage) -> str:
@@ -193,9 +194,14 @@ def text_hash(passage: Passage) -> str:
     return hashlib.sha256(passage.text.encode()).hexdigest()[:16]
 
 
+# Of hash, page and document, for the rows of older versions.
+_NOTHING: list[Any] = ["", 0, ""]
+
+
 def _passage(row: list[Any]) -> Passage:
-    identity, title, source, section, start, end, score, *rest = row  # rows of older versions have no hash
-    return Passage(identity, "", title, source, section, start, end, float(score), *rest)
+    identity, title, source, section, start, end, score, *rest = row  # rows of older versions end sooner
+    text_hash, page, document = rest + _NOTHING[len(rest) :]
+    return Passage(identity, "", title, source, section, start, end, float(score), text_hash, int(page), document)
 
 
 def unknown_session(session_id: str) -> NotFound:

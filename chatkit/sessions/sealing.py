@@ -125,7 +125,10 @@ def _sealed_passages(key: SessionKey, request_id: str, passages: tuple[Passage, 
     """Return passages with all that names them encrypted, as the id of the first: ids and hashes too tell of what."""
     if not passages:
         return ()
-    names = [[each.id, each.title, each.source, each.section, items.text_hash(each)] for each in passages]
+    names = [
+        [each.id, each.title, each.source, each.section, items.text_hash(each), each.page, each.document]
+        for each in passages
+    ]
     text = key.seal(json.dumps(names, ensure_ascii=False, separators=(",", ":")), request_id, "passages")
     bare = [Passage("", "", start=each.start, end=each.end, score=each.score, text_hash="-") for each in passages]
     return (replace(bare[0], id=text), *bare[1:])
@@ -135,7 +138,7 @@ def _unsealed_passages(key: SessionKey, request_id: str, passages: tuple[Passage
     if not passages:
         return ()
     names = json.loads(key.unseal(passages[0].id, request_id, "passages"))
+    fields = ("id", "title", "source", "section", "text_hash", "page", "document")  # rows of older versions end sooner
     return tuple(
-        replace(each, id=identity, title=title, source=source, section=section, text_hash=text_hash)
-        for each, (identity, title, source, section, text_hash) in zip(passages, names, strict=True)
+        replace(each, **dict(zip(fields, row, strict=False))) for each, row in zip(passages, names, strict=True)
     )

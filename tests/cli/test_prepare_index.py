@@ -5,8 +5,8 @@ import pytest
 from click.testing import CliRunner
 
 from chatkit.cli import group, main
-from chatkit.cli.prepare_index import read_recipe
 from chatkit.errors import InvalidRequest
+from chatkit.recipes import read_recipe
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -16,7 +16,7 @@ def corpus(tmp_path, monkeypatch):
     folder = tmp_path / "work" / "corpus"
     folder.mkdir(parents=True)
     (folder / "ports.md").write_text("# Guide\n\n## Ports\n\nThe service listens on port 8080.\n")
-    (folder / "bad.txt").write_bytes(b"\xff\xfe")
+    (folder / "bad.txt").write_bytes(b"\xff\xfd")
     monkeypatch.chdir(folder.parent)
     return folder
 
@@ -51,7 +51,7 @@ def test_a_recipe_is_found_by_name_and_resolved_from_its_root(corpus):
     )
     report = json.loads(run("--recipe", "mine", "--json").stdout)
     assert (report["name"], report["documents"]) == ("mine", 1)
-    assert report["skipped"] == [{"source": "absent/*.md", "reason": "matches no Markdown, HTML or text file"}]
+    assert report["skipped"] == [{"source": "absent/*.md", "reason": "matches no file of a kind that is read"}]
 
 
 def test_the_projects_own_recipe_names_its_documentation():

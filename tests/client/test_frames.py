@@ -8,6 +8,7 @@ from chatkit import errors
 from chatkit.client.frames import BadFrame, error_of, event_of, reply_of
 from chatkit.server.protocols.native import answer, event_fields
 from chatkit.types import (
+    Citation,
     Error,
     ModerationResult,
     Passage,
@@ -19,7 +20,9 @@ from chatkit.types import (
     Usage,
 )
 
-PASSAGE = Passage("p1", "chatkit listens on 8080", "Serving", "serving.md", "Ports", 3, 26, 0.8765)
+PASSAGE = Passage(
+    "p1", "chatkit listens on 8080", "Serving", "serving.md", "Ports", 3, 26, 0.8765, page=4, document="serving.md#2"
+)
 REPLY = Reply(
     text="It listens\u2028on 8080.",
     session_id="s-abc_DEF-123",
@@ -27,6 +30,7 @@ REPLY = Reply(
     seq=7,
     finish_reason="length",
     passages=(PASSAGE,),
+    citations=(Citation(0, 10, ("p1",), 0.8125, True), Citation(11, 19, (), 0.25, False)),
     usage=Usage(120, 8),
     timings={"accept": 0.01, "total": 1.5},
     moderation_input=ModerationResult(False, "annotate", "needs caution", "violence", {"violence": 0.25}, model="head"),
@@ -53,6 +57,10 @@ def test_an_event_comes_back_as_it_was_sent(event) -> None:
 
 def test_an_answer_is_the_same_after_the_way_there_and_back() -> None:
     assert answer(reply_of(answer(REPLY))) == answer(REPLY)
+
+
+def test_an_answer_of_a_service_without_citations_is_read_as_one_with_none() -> None:
+    assert reply_of({name: value for name, value in answer(REPLY).items() if name != "citations"}).citations == ()
 
 
 def test_an_error_frame_is_the_error_of_the_tree_with_that_code() -> None:
@@ -93,6 +101,9 @@ def test_every_code_has_its_error_and_an_unknown_one_the_root(code, kind) -> Non
         ({"event": "sources", "sources": [{"id": "p", "score": 10**400}]}, "score 1000000"),
         ({"event": "sources", "sources": [{"id": "p", "score": True}]}, "score True"),
         ({"event": "sources", "sources": [{"id": "p", "start": False}]}, "start False, expected a whole number"),
+        (DONE | {"citations": {}}, "citations {}, expected a list"),
+        (DONE | {"citations": ["p1"]}, "'p1', expected an object"),
+        (DONE | {"citations": [{"start": 0, "end": 5, "sources": [1]}]}, "sources 1, expected text"),
         (DONE | {"timings": {"total": float("inf")}}, "total inf"),
         (DONE | {"timings": {"total": "long"}}, "total 'long'"),
         (DONE | {"moderation": {"input": {"action": "allow", "scores": {"violence": True}}}}, "violence True"),

@@ -186,12 +186,12 @@ async def test_a_blocked_answer_keeps_neither_sides_text(store) -> None:
 
 
 async def test_passages_are_kept_as_references_with_the_hash_of_their_text(store) -> None:
-    passage = Passage("p1", "the text", "Title", "a.md", "Section", 5, 13, 0.123456)
+    passage = Passage("p1", "the text", "Title", "a.md", "Section", 5, 13, 0.123456, page=3, document="a.md#2")
     ticket = (await store.accept(new())).ticket
     await store.finish(ticket, Outcome("complete", "stop", "Hi.", passages=(passage,)))
     (kept,) = await store.load(OWNER, "my-session", limit=9)
     digest = hashlib.sha256(b"the text").hexdigest()[:16]
-    assert kept.passages == (Passage("p1", "", "Title", "a.md", "Section", 5, 13, 0.1235, digest),)
+    assert kept.passages == (Passage("p1", "", "Title", "a.md", "Section", 5, 13, 0.1235, digest, 3, "a.md#2"),)
 
 
 async def test_any_text_comes_back_as_it_was(store) -> None:

@@ -51,8 +51,15 @@ def test_the_manifest_says_what_was_made_of_what(corpus, build, encoder):
     manifest = Manifest.read(report.folder)
     assert (manifest.fingerprint, manifest.dim, manifest.metric) == (encoder.fingerprint, 384, "cosine")
     assert (manifest.documents, manifest.passages, report.embedded) == (3, 5, 5)
-    assert manifest.chunking == {"max_tokens": 120}
-    assert set(manifest.files) == {"vectors.faiss", "passages.parquet"}
+    assert manifest.chunking == {"max_tokens": 120, "drop_duplicates": 1, "drop_near_duplicates": 1}
+    assert manifest.encoder.pooling == "mean"
+    assert manifest.vectors.kind == report.vectors == "flat"
+    assert set(manifest.files) == {
+        "vectors.faiss",
+        "passages.parquet",
+        "documents.parquet",
+        "sources.parquet",
+    }
     manifest.verify(report.folder, hashes=True)
 
 
@@ -90,7 +97,11 @@ def test_the_version_before_the_live_one_is_kept_and_older_ones_go(corpus, build
     for number in range(4):
         (corpus / "notes.txt").write_text(f"Note number {number}.\n")
         build()
-    assert sorted(entry.name for entry in (indexes / "docs").iterdir() if entry.is_dir()) == ["000003", "000004"]
+    assert sorted(entry.name for entry in (indexes / "docs").iterdir() if entry.is_dir()) == [
+        "000003",
+        "000004",
+        "cache",
+    ]
 
 
 def test_bad_files_are_listed_and_the_rest_is_built(corpus, build):
@@ -145,7 +156,7 @@ def test_nothing_to_index_is_an_error_with_reasons(corpus, build, indexes):
     (corpus.parent / "only" / "bad.md").write_bytes(b"\xff")
     with pytest.raises(BadIndex, match=r"nothing to index: only/bad\.md is not UTF-8"):
         build("only")
-    with pytest.raises(BadIndex, match=r"matches no Markdown, HTML or text file"):
+    with pytest.raises(BadIndex, match=r"matches no file of a kind that is read"):
         build("corpus/*.rst")
 
 
@@ -164,9 +175,12 @@ def test_a_second_builder_is_told_to_wait(corpus, build, indexes):
 def test_progress_counts_up_to_all_files_and_chunks(corpus, build):
     seen = []
     build(progress=seen.append)
-    assert [entry.stage for entry in seen] == ["read"] * 3 + ["cut"] * 3 + ["embed"]
-    assert (seen[-1].files, seen[-1].chunks, seen[-1].chunks_total) == (3, 5, 5)
-    assert seen[-1].chunks_per_s > 0
+    assert [entry.stage for entry in seen] == ["read"] * 3 + ["cut"] * 3 + ["embed", "write"]
+    for last in seen[-2:]:
+        assert (last.files, last.files_total, last.chunks, last.chunks_total) == (3, 3, 5, 5)
+        assert last.chunks_per_s > 0
+        assert last.eta_s == 0
+    assert seen[-2].embedded == 5
 
 
 def test_a_failed_build_leaves_the_live_version_and_no_rest(corpus, build, indexes, encoder, monkeypatch):
@@ -178,7 +192,7 @@ def test_a_failed_build_leaves_the_live_version_and_no_rest(corpus, build, index
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("chatkit.retrieval.writing._write_passages", fail)
+        patch.setattr("chatkit.retrieval.passages.PassageWriter.finish", fail)
         with pytest.raises(BadIndex, match="No space left on device"):
             build()
     assert answers(indexes, encoder) == before

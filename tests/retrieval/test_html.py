@@ -1,6 +1,5 @@
 import codecs
 import json
-import os
 import re
 import string
 from pathlib import Path
@@ -9,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatkit.retrieval import html
-from chatkit.retrieval.apart import PageReader
+from chatkit.retrieval.apart import Reader
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.document import Unreadable
+from chatkit.retrieval.formats import html
 from chatkit.retrieval.parsing import parse
 from chatkit.retrieval.writing import read_passages
 
@@ -284,52 +283,10 @@ def test_a_page_nested_deeper_than_a_recursion_goes_is_read():
     assert read("<table><tr><td>" * 3000 + "deep").text == "deep"
 
 
-@pytest.fixture(scope="module")
-def reader():
-    with PageReader(cpu_seconds=1, memory_bytes=2 * 2**30) as opened:
-        yield opened
-
-
-def test_a_process_apart_reads_the_same(reader):
-    assert reader.read(PAGE.encode()) == html.read(PAGE.encode())
-    with pytest.raises(Unreadable, match="shows no text"):
-        reader.read(b"<p>")
-
-
-def test_a_fault_of_the_reader_is_named_and_is_not_taken_for_a_page_that_is_too_large(tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, chatkit.retrieval.html as html\n"
-        "def fail(content):\n"
-        "    if content == b'memory': raise MemoryError\n"
-        "    if content == b'abort': os.abort()\n"
-        "    raise IndexError('pop from\\nempty list')\n"
-        "html.read = fail\n"
-    )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
-    with PageReader() as failing:
-        for content, reason in (
-            (b"x", "cannot be read: IndexError pop from empty list"),
-            (b"memory", r"cannot be read in 20 s .* and 4 GiB of memory \(it ran out of memory\); simplify"),
-            (b"abort", "cannot be read: the reader ended with SIGABRT; simplify the page"),
-            (b"x", "cannot be read: IndexError"),
-        ):
-            with pytest.raises(Unreadable, match=reason):
-                failing.read(content)
-
-
-def test_a_page_that_takes_too_much_costs_only_itself(reader):
-    unfolds_to_gigabytes = b"".join(b"<font size=%d><p>" % number for number in range(30_000))
-    with pytest.raises(Unreadable, match="cannot be read"):
-        reader.read(unfolds_to_gigabytes)
-    with pytest.raises(Unreadable, match=r"in 1 s of processor time and 2 GiB of memory \(the reader ended with SIG"):
-        reader.read(b"<div>" * 1_000_000)
-    assert reader.read(b"<p>The next page.").text == "The next page."
-
-
 def test_html_is_built_with_offsets_into_the_text_and_one_hostile_page_ends_nothing(
     corpus, indexes, encoder, monkeypatch
 ):
-    monkeypatch.setattr("chatkit.retrieval.build.PageReader", lambda: PageReader(cpu_seconds=1))
+    monkeypatch.setattr("chatkit.retrieval.build.Reader", lambda: Reader(cpu_seconds=1))
     (corpus / "page.html").write_text(PAGE)
     (corpus / "bomb.htm").write_text("<div>" * 1_000_000)
     (corpus / "menu.xhtml").write_text("<nav>Home</nav>")

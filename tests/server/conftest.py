@@ -63,7 +63,15 @@ def open_site(tmp_path, monkeypatch):
 
     @asynccontextmanager
     async def opened(
-        *replies, model=None, moderator=None, encoder=None, store=None, delay=0.0, loading=None, **changes
+        *replies,
+        model=None,
+        moderator=None,
+        encoder=None,
+        attributor=None,
+        store=None,
+        delay=0.0,
+        loading=None,
+        **changes,
     ):
         settings = replace(load_settings(), port=0, drain_s=2.0, **changes)
         stack = AsyncExitStack()
@@ -74,6 +82,7 @@ def open_site(tmp_path, monkeypatch):
             moderator or KeywordModerator(["canary"]),
             store,
             retriever=ListRetriever(PASSAGES),
+            attributor=attributor,
             embedders=[encoder] if encoder else [],
             archive=store,
             options=ServiceOptions(deadline_s=settings.deadline_s, gate=settings.gate),

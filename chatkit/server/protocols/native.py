@@ -12,6 +12,7 @@ from chatkit.server.sse import JSON_LINES, SSE, frame
 from chatkit.service import new_request_id
 from chatkit.types import (
     ChatRequest,
+    Citation,
     Error,
     Event,
     ModerationResult,
@@ -102,6 +103,7 @@ def answer(reply: Reply) -> dict[str, Any]:
             "output": _verdict(reply.moderation_output),
         },
         "sources": [source(passage) for passage in reply.passages],
+        "citations": [citation(one) for one in reply.citations],
         "usage": {
             "prompt_tokens": reply.usage.prompt_tokens,
             "completion_tokens": reply.usage.completion_tokens,
@@ -147,6 +149,17 @@ def _verdict(result: ModerationResult | None) -> Mapping[str, Any] | None:
     }
 
 
+def citation(one: Citation) -> dict[str, Any]:
+    """Return a citation as answers show it."""
+    return {
+        "start": one.start,
+        "end": one.end,
+        "sources": list(one.passage_ids),
+        "score": round(one.score, 4),
+        "supported": one.supported,
+    }
+
+
 def source(passage: Passage) -> dict[str, Any]:
     """Return a passage as answers show it."""
     fields: dict[str, Any] = {
@@ -158,6 +171,10 @@ def source(passage: Passage) -> dict[str, Any]:
         "end": passage.end,
         "score": round(passage.score, 4),
     }
+    if passage.page:
+        fields["page"] = passage.page
+    if passage.document:
+        fields["document"] = passage.document
     if passage.text:
         fields["text"] = passage.text
     return fields

@@ -128,7 +128,8 @@ class ChatCompletion:
 
     def answer(self, reply: Reply) -> dict[str, Any]:
         """Return a `chat.completion`."""
-        choice = {"index": 0, "message": {"role": "assistant", "content": reply.text, "refusal": None}}
+        message = {"role": "assistant", "content": reply.text, "refusal": None, **annotations(reply)}
+        choice = {"index": 0, "message": message}
         return {
             **self._head("chat.completion"),
             "choices": [{**choice, "logprobs": None, "finish_reason": FINISH.get(reply.finish_reason, "stop")}],
@@ -157,7 +158,7 @@ class ChatCompletion:
 
     def _end(self, reply: Reply) -> bytes:
         finish = FINISH.get(reply.finish_reason, "stop")
-        last = self._chunk({}, finish=finish, chatkit=self._extension(reply))
+        last = self._chunk(annotations(reply), finish=finish, chatkit=self._extension(reply))
         if self._usage:
             usage = native.answer(reply)["usage"]
             last += _data({**self._head("chat.completion.chunk"), "choices": [], "usage": usage})
@@ -177,10 +178,31 @@ class ChatCompletion:
     def _extension(self, reply: Reply) -> dict[str, Any]:
         """Return what chatkit knows of a turn and OpenAI's shape has no place for."""
         fields = native.answer(reply)
-        names = ("request_id", "sources", "moderation", "timings", "dropped_turns", "dropped_passages", "replayed")
+        counted = ("dropped_turns", "dropped_passages", "replayed")
+        names = ("request_id", "sources", "citations", "moderation", "timings", *counted)
         stored = bool(reply.session_id)
         kept = {"session_id": reply.session_id if stored else None, "seq": reply.seq if stored else None}
         return {**kept, **{name: fields[name] for name in names}}
+
+
+def annotations(reply: Reply) -> dict[str, Any]:
+    """Return OpenAI's `annotations` for what web pages support; nothing where no source is one, for it has no other."""
+    pages = {one.id: one for one in reply.passages if one.source.startswith(("http://", "https://"))}
+    found = [
+        {
+            "type": "url_citation",
+            "url_citation": {
+                "start_index": sentence.start,
+                "end_index": sentence.end,
+                "title": pages[identity].title,
+                "url": pages[identity].source,
+            },
+        }
+        for sentence in reply.citations
+        for identity in sentence.passage_ids
+        if identity in pages
+    ]
+    return {"annotations": found} if found else {}
 
 
 def _acting(caller: Caller, more: dict[str, Any]) -> Caller:

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from chatkit.retrieval.charset import decode
-from chatkit.retrieval.document import Outline, Section, Unreadable
+from chatkit.retrieval.document import Outline, Page, Unreadable
 
 SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
+# The reason for a page without a visible word.
+SHOWS_NOTHING = "shows no text"
 
 
 def _tags(names: str) -> frozenset[str]:
@@ -17,7 +18,7 @@ def _tags(names: str) -> frozenset[str]:
 
 # Not part of what a page says: code, navigation, controls, drawings and other documents.
 _LEFT_OUT = _tags(
-    "head script style template noscript nav iframe object embed svg canvas audio video select datalist textarea button"
+    "head script style template noscript iframe object embed svg canvas audio video select datalist textarea button"
 )
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _PARAGRAPHS = _tags(
@@ -29,6 +30,9 @@ _CELLS = frozenset({"td", "th"})
 # A cell that holds one of these lays out the page rather than a row of a table.
 _LAYOUT = frozenset({*_HEADINGS, "table", "pre"})
 
+# Navigation is left out unless its links are as long as titles: then it lists pages rather than the parts of a site.
+_WORDS_OF_A_TITLE = 4
+
 _BLANKS = re.compile(r"[ \t\n\f\r\xa0]+")
 _UNSEEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 # `<script src="x"/>` is closed in XHTML only; read as HTML it would swallow the page.
@@ -37,15 +41,6 @@ _VOID = _tags("area base br col embed hr img input link meta param source track 
 # A longer heading is one that was never closed: its words are text. Characters.
 _LONGEST_HEADING = 300
 _DEEPEST_INDENT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """What a page shows; `title` is empty where it has none."""
-
-    title: str
-    text: str
-    sections: tuple[Section, ...]
 
 
 def read(content: bytes) -> Page:
@@ -67,7 +62,7 @@ def read(content: bytes) -> Page:
         extraction.see(node, entered)
     page = extraction.page()
     if not page.text.strip():
-        raise Unreadable("shows no text")
+        raise Unreadable(SHOWS_NOTHING)
     return page
 
 
@@ -111,7 +106,7 @@ def _walk(root: Any) -> Iterator[tuple[Any, bool]]:
 
 
 def _is_hidden(node: Any) -> bool:
-    if node.tag in _LEFT_OUT:
+    if node.tag in _LEFT_OUT or (node.tag == "nav" and not _lists_titles(node)):
         return True
     attributes = node.attributes
     if not attributes:
@@ -122,6 +117,11 @@ def _is_hidden(node: Any) -> bool:
         or (node.tag == "dialog" and "open" not in attributes)
         or _UNSEEN.search(attributes.get("style") or "") is not None
     )
+
+
+def _lists_titles(navigation: Any) -> bool:
+    links = [link.text() for link in navigation.css("a")]
+    return bool(links) and sum(len(link.split()) for link in links) >= _WORDS_OF_A_TITLE * len(links)
 
 
 def _layout_cells(root: Any) -> frozenset[int]:

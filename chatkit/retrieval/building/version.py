@@ -1,0 +1,184 @@
+"""The third stage of a build: the files of a version from staged chunks and their vectors, checked by reading back."""
+
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import chatkit
+from chatkit.errors import BrokenIndex
+from chatkit.retrieval import kinds, writing
+from chatkit.retrieval.building import embedding, spool
+from chatkit.retrieval.building.cache import VectorCache
+from chatkit.retrieval.building.keys import text_keys
+from chatkit.retrieval.building.plan import BuildOptions, Plan, skipped_of
+from chatkit.retrieval.building.progress import Meter
+from chatkit.retrieval.building.workplace import Staging
+from chatkit.retrieval.entries import Skipped
+from chatkit.retrieval.manifest import (
+    EncoderEntry,
+    FusionEntry,
+    Manifest,
+    VectorsEntry,
+)
+from chatkit.retrieval.passages import Passages, PassageWriter
+from chatkit.retrieval.vector_writer import VectorWriter
+from chatkit.retrieval.vectors import Vectors as OpenVectors
+
+Vectors = NDArray[np.float32]
+
+# Passages that are looked for in a new version, and the share of its own score with which each has to be found: bytes
+# in place of numbers take some of it, and a search among lists may miss one and find its neighbour.
+_CHECKED = 8
+_LEAST_OWN = 0.9
+
+
+def kind_for(passages: int, plan: Plan, options: BuildOptions) -> kinds.VectorKind:
+    """Return how the vectors are stored: as the options say, else as their number asks for.
+
+    Raises:
+        ConfigError: the options name a kind that there is not.
+    """
+    return kinds.choose(passages, plan["encoder"]["dim"], options.recall, kind=options.vectors)
+
+
+def is_of(manifest: Manifest, plan: Plan, options: BuildOptions) -> bool:
+    """Return whether a version is what a build of this plan would make."""
+    return (
+        cuts_alike(manifest, plan)
+        and plan["sources_sha256"] == manifest.sources_sha256 != ""
+        and manifest.vectors.kind == kind_for(manifest.passages, plan, options).name
+    )
+
+
+def cuts_alike(manifest: Manifest, plan: Plan) -> bool:
+    """Return whether a version's chunks of a source are those that this plan would make."""
+    return (
+        manifest.encoder == EncoderEntry(**plan["encoder"])
+        and manifest.chunker == plan["chunker"]
+        and dict(manifest.chunking) == plan["chunking"]
+        and manifest.built_by == _built_by()
+    )
+
+
+def write(
+    folder: Path, name: str, staged: Staging, cache: VectorCache, plan: Plan, options: BuildOptions, meter: Meter
+) -> Manifest:
+    """Write every file of a version into `folder`, durably, and check them.
+
+    Raises:
+        BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
+        MissingExtra: faiss is not installed.
+        OSError: the disk is full or cannot be written.
+    """
+    encoder = EncoderEntry(**plan["encoder"])
+    kind = kind_for(staged.counts.passages, plan, options)
+    written, stored = _write_legs(folder, staged, cache, encoder, kind, options.recall, meter)
+    written.append(
+        writing.write_sources(folder, sorted(staged.rows, key=lambda row: (row.source, row.part, row.reason)))
+    )
+    counts = staged.counts
+    manifest = Manifest(
+        name=name,
+        encoder=encoder,
+        vectors=stored,
+        lexical=None,
+        fusion=FusionEntry(),
+        chunker=plan["chunker"],
+        chunking=plan["chunking"],
+        documents=counts.documents,
+        passages=counts.passages,
+        duplicates=counts.duplicates,
+        near_duplicates=counts.near_duplicates,
+        skipped=sum(bool(row.reason) for row in staged.rows),
+        sources_sha256=plan["sources_sha256"],
+        built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        built_by=_built_by(),
+        files=writing.entries(folder, written),
+    )
+    manifest.write(folder)
+    _check(folder, manifest, staged, cache)
+    return manifest
+
+
+def skipped_in(folder: Path) -> tuple[Skipped, ...]:
+    """Return what is not in a version, by name.
+
+    Raises:
+        BrokenIndex: the version's list of sources cannot be read.
+    """
+    return skipped_of(writing.read_sources(folder))
+
+
+def _write_legs(
+    folder: Path,
+    staged: Staging,
+    cache: VectorCache,
+    encoder: EncoderEntry,
+    kind: kinds.VectorKind,
+    recall: float,
+    meter: Meter,
+) -> tuple[list[Path], VectorsEntry]:
+    """Write passages and vectors, row by row in the same order; returns the files and how vectors are searched."""
+    total = staged.counts.passages
+    with (
+        closing(PassageWriter(folder)) as passages,
+        closing(VectorWriter(folder, encoder.dim, kind, encoder.metric)) as rows,
+    ):
+        if kind.train_rows:
+            rows.train(_sample(staged, cache, encoder.passage_prefix, kind.train_rows))
+        done = 0
+        for chunks, their_vectors in embedding.with_vectors(staged.spool, cache, encoder.passage_prefix):
+            passages.add([entry.chunk for entry in chunks])
+            rows.add(their_vectors)
+            done += len(chunks)
+            meter.chunks(done, total)
+        files, stored = rows.finish(recall)
+        return [*passages.finish(), *files], stored
+
+
+def _sample(staged: Staging, cache: VectorCache, prefix: str, wanted: int) -> Vectors:
+    """Return `wanted` vectors or a few more, of chunks at even distances."""
+    every = max(1, staged.counts.passages // wanted)
+    row = 0
+    found = []
+    for chunks in spool.read(staged.spool):
+        found.append(_vectors_of(chunks[-row % every :: every], cache, prefix))
+        row += len(chunks)
+    return np.concatenate(found)
+
+
+def _vectors_of(chunks: Sequence[spool.Staged], cache: VectorCache, prefix: str) -> Vectors:
+    return cache.vectors(cache.find(text_keys(embedding.embedded_texts(chunks, prefix))))
+
+
+def _check(folder: Path, manifest: Manifest, staged: Staging, cache: VectorCache) -> None:
+    """Read the new version back: hashes, row counts, and that stored chunks find themselves.
+
+    Raises:
+        BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
+    """
+    again = "the version before it is untouched; check the disk and run again"
+    try:
+        Manifest.read(folder).verify(folder, hashes=True)
+        with closing(Passages.open(folder, manifest)), closing(OpenVectors.open(folder, manifest)) as opened:
+            first = next(spool.read(staged.spool))[:_CHECKED]
+            own = _vectors_of(first, cache, manifest.encoder.passage_prefix)
+            # Several passages may have one vector: their scores are what has to be found, not their rows.
+            scores, _ = opened.search(own, 1)
+    except BrokenIndex as error:
+        raise BrokenIndex(f"{error}; {again}") from error
+    expected = np.ones(len(own)) if manifest.metric == "cosine" else (own * own).sum(axis=1)
+    worst = int(np.argmin(scores[:, 0] / expected))
+    if not scores[worst, 0] > _LEAST_OWN * expected[worst]:
+        raise BrokenIndex(
+            f"passage {worst} of the new index finds itself with a score of {scores[worst, 0]:.4f}, "
+            f"expected {expected[worst]:.4f}; {again}"
+        )
+
+
+def _built_by() -> str:
+    return f"chatkit {chatkit.__version__}"

@@ -1,0 +1,104 @@
+"""XLSX to text: a section a sheet; a row of a table says the heads of its columns, so that it can be found alone."""
+
+import datetime
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from chatkit.retrieval.document import Page, Unreadable
+from chatkit.retrieval.formats.archive import Archive
+from chatkit.retrieval.formats.paper import Paper
+from chatkit.retrieval.formats.rows import said
+from chatkit.retrieval.parsing import Limits
+
+# Sheets are read as a stream, so a large one may unfold further than other parts.
+_SHEET_BYTES = 512 * 2**20
+_MOST_COLUMNS = 1000
+_DRAWN = re.compile(r"xl/(?:charts/chart|drawings/drawing)\d*\.xml")
+_COMMENTS = re.compile(r"xl/(?:comments/?comment\w*|comments|threadedComments/threadedComment)\d*\.xml")
+# What Excel writes for versions of it that do not know threads; the thread itself has a part of its own.
+_STAND_IN = "[Threaded comment]"
+_TEXT = frozenset({"t", "text"})
+
+
+def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Page:
+    """Return the text of an XLSX file: the values as they were last computed, charts' titles and comments.
+
+    Raises:
+        Unreadable: damaged, locked, or unfolding to more than is read.
+    """
+    import openpyxl
+
+    with Archive(path, part_bytes=_SHEET_BYTES, all_bytes=_SHEET_BYTES) as archive:
+        package = archive.without_media()
+        drawn = list(_outside_cells(archive, _DRAWN))
+        comments = list(_outside_cells(archive, _COMMENTS))
+    try:
+        book = openpyxl.load_workbook(package, read_only=True, data_only=True, keep_links=False)
+    except (KeyError, ValueError, TypeError) as error:
+        raise Unreadable(f"is damaged ({error}); save it anew") from error
+    paper = Paper()
+    size = 0
+    for sheet in book.worksheets:
+        paper.heading(2, sheet.title)
+        sheet.reset_dimensions()  # what a sheet says of its size is often wrong
+        for block in _blocks(sheet.iter_rows(values_only=True)):
+            paper.gap()
+            for line in said(block):
+                size += len(line)
+                if size > limits.text:
+                    raise Unreadable(f"holds more than {limits.text} characters of text; split it")
+                paper.line(line)
+    drawn = [*(sheet.title for sheet in book.chartsheets), *drawn]
+    for name, lines in (("Charts and drawings", drawn), ("Comments", comments)):
+        if lines:
+            paper.heading(2, name)
+        for line in lines:
+            paper.line(line)
+    return paper.finish(book.properties.title or "")
+
+
+def _blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[list[str]]]:
+    """Yield the tables of a sheet: what stands between empty rows."""
+    block: list[list[str]] = []
+    for row in rows:
+        cells = [_shown(value) for value in row[:_MOST_COLUMNS]]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            block.append(cells)
+        elif block:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.12g}"
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return value.date().isoformat()
+    return " ".join(str(value).split())
+
+
+def _outside_cells(archive: Archive, parts: "re.Pattern[str]") -> Iterator[str]:
+    """Yield the paragraphs in parts that are no sheets."""
+    from lxml import etree
+
+    for name in archive.names:
+        if not parts.fullmatch(name):
+            continue
+        root = etree.fromstring(archive.read(name), etree.XMLParser(resolve_entities=False))
+        for group in root.iter("{*}p", "{*}comment", "{*}threadedComment"):
+            words = (part.text or "" for part in group.iter() if _is_text(part.tag))
+            line = " ".join("".join(words).split())
+            if line and not line.startswith(_STAND_IN):
+                yield line
+
+
+def _is_text(tag: Any) -> bool:
+    return isinstance(tag, str) and tag.rpartition("}")[2] in _TEXT
