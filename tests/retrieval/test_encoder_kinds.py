@@ -106,6 +106,20 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
         open_encoder(tmp_path / "tiny", backend="torch", device="cuda:99")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "least"), [("native", 0.9999), ("exact", 0.99999)])
+def test_a_gpu_gives_the_same_vectors(encoder_folder, encoder_cache, precision, least):
+    texts = [f"{text} number {n}" for n in range(400) for text in ("a port", "the index of a database is built again")]
+    on_gpu, on_cpu = (
+        open_encoder(encoder_folder, cache=encoder_cache, backend="torch", precision=precision, device=device)
+        for device in ("cuda", "cpu")
+    )
+    assert cosines(on_gpu.encode_now(texts), on_cpu.encode_now(texts)).min() > least
+    assert on_gpu.fingerprint == on_cpu.fingerprint
+    on_gpu.close()
+    on_cpu.close()
+
+
 @pytest.fixture
 def plain(tmp_path):
     """Return a function that writes the configuration of a plain transformer under a name."""
