@@ -263,6 +263,13 @@ def _check(folder: Path, manifest: Manifest, chunks: list[Chunk], vectors: NDArr
     except BrokenIndex as error:
         raise BrokenIndex(f"{error}; the version before it is untouched; check the disk and run again") from error
     table.close()
+    try:
+        _find_themselves(index, chunks, vectors)
+    finally:
+        index.close()
+
+
+def _find_themselves(index: Any, chunks: list[Chunk], vectors: NDArray[Any]) -> None:
     for row in {0, len(chunks) // 2, len(chunks) - 1}:
         scores, _ = index.search(vectors[row : row + 1], 1)
         if not scores[0, 0] > 1 - 1e-3:

@@ -52,7 +52,7 @@ def test_the_manifest_says_what_was_made_of_what(corpus, build, encoder):
     assert (manifest.fingerprint, manifest.dim, manifest.metric) == (encoder.fingerprint, 384, "cosine")
     assert (manifest.documents, manifest.passages, report.embedded) == (3, 5, 5)
     assert manifest.chunking == {"max_tokens": 120}
-    assert set(manifest.files) == {"vectors.faiss", "passages.parquet"}
+    assert set(manifest.files) == {"vectors.faiss", "passages.parquet", "documents.parquet", "sources.parquet"}
     manifest.verify(report.folder, hashes=True)
 
 
@@ -178,7 +178,7 @@ def test_a_failed_build_leaves_the_live_version_and_no_rest(corpus, build, index
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("chatkit.retrieval.writing._write_passages", fail)
+        patch.setattr("chatkit.retrieval.passages.PassageWriter.add", fail)
         with pytest.raises(BadIndex, match="No space left on device"):
             build()
     assert answers(indexes, encoder) == before
