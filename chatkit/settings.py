@@ -55,6 +55,24 @@ class Settings:
     chat_model: str = _setting("default", "Chat model: a source (`models list` shows the forms) or `default`.")
     encoder: str = _setting("default", "Encoder: a source or `default`.")
     encoder_backend: Literal["openvino", "torch"] = _setting("openvino", "What runs the encoder.")
+    encoder_device: str = _setting(
+        "auto", "Where the `torch` encoder runs: cpu, cuda or cuda:N; `auto` takes a GPU where there is one."
+    )
+    encoder_precision: Literal["native", "exact", "int8"] = _setting(
+        "native", "Arithmetic of the encoder: the machine's fastest, float32, or 8 bits for the passages of an index."
+    )
+    encoder_pooling: Literal["auto", "mean", "cls", "max", "lasttoken"] = _setting(
+        "auto", "How an encoder's tokens become one vector; `auto` goes by its files, which say it of nearly all."
+    )
+    encoder_metric: Literal["auto", "cosine", "ip"] = _setting(
+        "auto", "What an encoder's vectors are compared by; `auto` goes by its files and its name."
+    )
+    encoder_query_prefix: str = _setting(
+        "auto", "Text before every query; `auto` goes by the encoder's files and its name.", empty=True
+    )
+    encoder_passage_prefix: str = _setting(
+        "auto", "Text before every passage that is encoded; `auto` as for queries.", empty=True
+    )
     prompt_format: Literal["auto", "template", "openchatkit", "bluelm", "chatglm2", "llama2"] = _setting(
         "auto", "How prompts are written; `auto` goes by the model's name and its chat template."
     )

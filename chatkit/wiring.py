@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from chatkit.retrieval.build import BuildReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
-    from chatkit.retrieval.encoder import MeanPoolingEncoder
+    from chatkit.retrieval.encoder import SentenceEncoder
     from chatkit.retrieval.live import LiveIndexes
+    from chatkit.retrieval.traits import Told
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
@@ -75,7 +78,10 @@ def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Mod
     retriever = open_retriever(settings, encoder)
     if retriever is not None:
         stack.callback(retriever.close)
-    return encoder, open_moderator(settings, encoder), retriever, store
+    for_moderation = moderation_encoder(settings, encoder)
+    if for_moderation is not encoder:
+        stack.callback(for_moderation.close)
+    return encoder, open_moderator(settings, for_moderation), retriever, store
 
 
 class Store(SessionStore, Protocol):
@@ -171,8 +177,12 @@ def create_table(settings: Settings) -> bool:
     return created[0]
 
 
-def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
+def open_encoder(settings: Settings, *, bulk: bool = False) -> "SentenceEncoder":
     """Open the encoder that retrieval and moderation share.
+
+    Args:
+        bulk: to encode the passages of an index: in eight bits where the settings say so, which queries and moderation
+            never are, and with passes side by side.
 
     Raises:
         ModelError: it was not pulled, or its files are damaged.
@@ -180,12 +190,62 @@ def open_encoder(settings: Settings) -> "MeanPoolingEncoder":
     from chatkit.models import sources
     from chatkit.retrieval import encoder
 
-    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
-    cache = sources.derived_dir(folder, models_dir=settings.models)
-    name = sources.name_of(settings.encoder, "encoder", settings.profile)
+    folder, cache, told = _encoder_files(settings)
+    precision = settings.encoder_precision
     return encoder.open_encoder(
-        folder, name=name, cache=cache, backend=settings.encoder_backend, threads=settings.threads
+        folder,
+        name=sources.name_of(settings.encoder, "encoder", settings.profile),
+        cache=cache,
+        backend=settings.encoder_backend,
+        threads=settings.threads,
+        precision="native" if precision == "int8" and not bulk else precision,
+        bulk=bulk,
+        device=settings.encoder_device,
+        told=told,
     )
+
+
+def moderation_encoder(settings: Settings, shared: "SentenceEncoder | None" = None) -> "SentenceEncoder":
+    """Return the encoder that the moderation head was fitted on: that of the settings, or the default one beside it.
+
+    Args:
+        shared: the encoder of the settings, where it is open.
+
+    Raises:
+        ModelError: the default one is needed and was not pulled.
+    """
+    from chatkit.models import sources
+    from chatkit.moderation import head
+
+    fitted = head.fitted_on()
+    if (shared.fingerprint if shared else _fingerprint(settings)) != fitted:
+        usual = Settings(home=settings.home, models_dir=settings.models_dir, threads=settings.threads)
+        usual = replace(usual, encoder_backend=settings.encoder_backend, encoder_device=settings.encoder_device)
+        try:
+            if _fingerprint(usual) == fitted:
+                return open_encoder(usual)
+        except ModelError as error:
+            source = sources.parse("default", "encoder")
+            raise ModelError(
+                f"moderation needs the encoder that its head was fitted on, beside {settings.encoder!r}; "
+                f"run: {shlex.join(['chatkit', 'models', 'pull', str(source)])}"
+            ) from error
+    return shared or open_encoder(settings)
+
+
+def _encoder_files(settings: Settings) -> "tuple[Path, Path, Told]":
+    """Return the encoder's folder, where what is made of it is kept, and what the settings say of its use."""
+    from chatkit.models import sources
+    from chatkit.retrieval.traits import Told
+
+    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder", profile=settings.profile)
+    told = Told(
+        pooling=settings.encoder_pooling,
+        metric=settings.encoder_metric,
+        query_prefix=settings.encoder_query_prefix,
+        passage_prefix=settings.encoder_passage_prefix,
+    )
+    return folder, sources.derived_dir(folder, models_dir=settings.models), told
 
 
 def open_retriever(settings: Settings, encoder: Encoder) -> "LiveIndexes | None":
@@ -229,7 +289,7 @@ def prepare_index(
     """Build the index `name` from files and folders."""
     from chatkit.retrieval import build
 
-    encoder = open_encoder(settings)
+    encoder = open_encoder(settings, bulk=True)
     try:
         return build.build_index(
             sources, settings.indexes, name=name, encoder=encoder, chunking=chunking, progress=progress
@@ -258,11 +318,9 @@ def use_index(settings: Settings, name: str, version: str) -> "Used":
 
 def _fingerprint(settings: Settings) -> str:
     """Return the encoder's fingerprint without loading it."""
-    from chatkit.models import sources
     from chatkit.retrieval import checkpoint
 
-    folder = sources.resolve(settings.encoder, models_dir=settings.models, role="encoder")
-    return checkpoint.read_checkpoint(folder, sources.derived_dir(folder, models_dir=settings.models)).fingerprint
+    return checkpoint.read_checkpoint(*_encoder_files(settings)).fingerprint
 
 
 def pull_models(

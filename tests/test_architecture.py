@@ -22,6 +22,7 @@ LAYERS = {
     "chatkit.types": 0,
     "chatkit.errors": 0,
     "chatkit.protocols": 1,
+    "chatkit.encoders": 1,
     "chatkit.conversation": 1,
     "chatkit.markers": 1,
     "chatkit.prompt_formats": 1,
@@ -76,8 +77,8 @@ CATCH_ALL = {
     ("chatkit.models.decoding", "load_tokenizer"),
     ("chatkit.models.upstream_format", "read_tokenizer"),
     ("chatkit.retrieval.apart", "_answer"),
-    ("chatkit.retrieval.encoder", "_load_tokenizer"),
     ("chatkit.retrieval.encoder", "_encode"),
+    ("chatkit.retrieval.tokens", "load_tokenizer"),
     ("chatkit.retrieval.live", "_open_named"),
     ("chatkit.retrieval.live", "_watch"),
 }

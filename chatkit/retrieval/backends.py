@@ -1,89 +1,168 @@
-"""What runs an encoder's forward pass: OpenVINO on the CPU by default, torch as the reference."""
+"""What runs an encoder's forward pass: OpenVINO on the CPU by default, torch as the reference and on GPUs."""
 
+import contextlib
 import logging
 import os
-import shutil
-import tempfile
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chatkit.errors import MissingExtra, ModelError
-from chatkit.retrieval.checkpoint import WEIGHTS, Checkpoint, broken
+from chatkit.errors import ConfigError, MissingExtra
+from chatkit.retrieval.checkpoint import Checkpoint
+from chatkit.retrieval.convert import Precision, converted
+from chatkit.retrieval.reference import first_line, torch_module
+from chatkit.retrieval.tokens import Batch
 
 _log = logging.getLogger(__name__)
 
-# The converted graph must agree with torch this well on a probe, or it is not used. Cosine.
-_LEAST_AGREEMENT = 0.9999
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What a backend is fed with.
+
+    Attributes:
+        slice: texts of one job in a round, before others get theirs.
+        tokens: of one forward pass, padding included, past which a larger one is no faster.
+        waste: padding that a batch may take on for a longer text to join it, in tokens.
+    """
+
+    slice: int
+    tokens: int
+    waste: int
 
 
 class Backend(Protocol):
-    """Runs one padded batch; used by one thread at a time."""
+    """Runs padded batches; used by one thread at a time."""
 
-    def run(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return (rows, dim) pooled, L2-normalised vectors for (rows, tokens) ids and mask."""
+    @property
+    def sizes(self) -> Sizes:
+        """What it is fed with."""
+        ...
+
+    def run(self, batches: Sequence[Batch]) -> list[Vectors]:
+        """Return (rows, dim) pooled vectors for each batch of (rows, tokens) ids and mask, in order."""
         ...
 
 
 class OpenVinoBackend:
-    """The converted encoder, compiled for this CPU in float32."""
+    """The converted encoder, compiled for this CPU.
 
-    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
+    Args:
+        threads: of the CPU; 0 takes all cores.
+        bulk: run passes side by side, a thread each, instead of one at a time on all threads.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, threads: int, precision: Precision, *, bulk: bool = False) -> None:
         try:
             import openvino
         except ModuleNotFoundError as error:
             raise MissingExtra("openvino", "local") from error
+        # The activations of a pass of 2,048 tokens stay in the caches. Passes side by side wait for one another at the
+        # end of a round, so their rounds are long.
+        self.sizes = Sizes(slice=1024 if bulk else 64, tokens=2048, waste=64)
         self._tensor = openvino.Tensor
-        folder = checkpoint.cache / f"{checkpoint.weights_sha256[:16]}-openvino-{openvino.__version__.split('-')[0]}"
-        graph = folder / "model.xml"
-        if not graph.is_file():
-            graph = _convert(checkpoint, folder)
+        graph = converted(checkpoint, precision)
         try:
-            compiled = _compile(graph, threads)
+            compiled = _compile(graph, threads, precision, bulk=bulk)
         except RuntimeError as error:
-            _log.warning("converted encoder %s cannot be read (%s); converting again", graph, _first_line(error))
-            shutil.rmtree(folder, ignore_errors=True)
-            compiled = _compile(_convert(checkpoint, folder), threads)
-        self._request = compiled.create_infer_request()
+            _log.warning("converted encoder %s cannot be read (%s); converting again", graph, first_line(error))
+            compiled = _compile(converted(checkpoint, precision, again=True), threads, precision, bulk=bulk)
+        streams = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        # Twice as many as run at a time, so that the next one is there when a thread is free.
+        self._requests = [compiled.create_infer_request() for _ in range(2 * streams if bulk else 1)]
 
-    def run(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of one padded batch."""
-        request = self._request
-        request.set_input_tensor(0, self._tensor(ids, shared_memory=True))
-        request.set_input_tensor(1, self._tensor(mask, shared_memory=True))
-        request.infer()
-        vectors: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
-        return vectors
+    def run(self, batches: Sequence[Batch]) -> list[Vectors]:
+        """Return the vectors of each batch."""
+        requests = self._requests
+        found: list[Vectors] = []
+        try:
+            for place in range(len(batches) + len(requests)):
+                request = requests[place % len(requests)]
+                if place >= len(requests) and len(found) < len(batches):
+                    request.wait()
+                    found.append(request.get_output_tensor(0).data.copy())
+                if place < len(batches):
+                    for number, array in enumerate(batches[place]):
+                        request.set_input_tensor(number, self._tensor(array, shared_memory=True))
+                    request.start_async()
+        finally:
+            if len(found) < len(batches):  # one failed: the others still read arrays that the caller is about to drop
+                for request in requests:
+                    with contextlib.suppress(RuntimeError):
+                        request.cancel()
+                        request.wait()
+        return found
 
 
 class TorchBackend:
-    """The reference: the checkpoint as transformers loads it."""
+    """The reference: the checkpoint as transformers loads it.
 
-    def __init__(self, checkpoint: Checkpoint, threads: int) -> None:
-        torch, self._module = _torch_module(checkpoint)
+    Args:
+        device: "cpu", "cuda", "cuda:1", or "auto" for a GPU where there is one.
+        precision: on a GPU, native is float16.
+
+    Raises:
+        ConfigError: the device is not there, or cannot compute in that precision.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, threads: int, precision: Precision, device: str = "auto") -> None:
+        if precision == "int8":
+            raise ConfigError(
+                "encoder_precision is 'int8', expected 'native' or 'exact' with the torch backend; "
+                "set --encoder-backend openvino"
+            )
+        self._torch, module = torch_module(checkpoint)
         if threads:
-            torch.set_num_threads(threads)
-        self._torch = torch
+            self._torch.set_num_threads(threads)
+        self._device = _device(self._torch, device)
+        on_gpu = self._device.type == "cuda"
+        # Short passes leave a GPU idle between the starts of its kernels: it gets few and large ones.
+        self.sizes = Sizes(slice=2048, tokens=131_072, waste=16_384) if on_gpu else Sizes(64, 2048, 64)
+        if on_gpu and precision == "native":
+            module.model.half()
+        self._module = module.to(self._device)
 
-    def run(self, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of one padded batch."""
-        torch = self._torch
+    def run(self, batches: Sequence[Batch]) -> list[Vectors]:
+        """Return the vectors of each batch."""
+        torch, found = self._torch, []
         with torch.inference_mode():
-            vectors: NDArray[np.float32] = self._module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
-        return vectors
+            for ids, mask in batches:  # a GPU works on one while the next is sent
+                arrays = (torch.from_numpy(array).to(self._device, non_blocking=True) for array in (ids, mask))
+                found.append(self._module(*arrays))
+            return [vectors.float().cpu().numpy() for vectors in found]
 
 
-def _compile(graph: Path, threads: int) -> Any:
+def _device(torch: Any, named: str) -> Any:
+    """Return the torch device of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    there = torch.cuda.device_count()
+    if named == "auto":
+        return torch.device("cuda" if there else "cpu")
+    try:
+        device = torch.device(named)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= there):
+        raise ConfigError(f"encoder_device is {named!r}, expected 'auto', 'cpu' or 'cuda:N', and {there} GPUs are here")
+    return device
+
+
+def _compile(graph: Path, threads: int, precision: Precision, *, bulk: bool) -> Any:
     import openvino
 
     core = openvino.Core()
-    # Where the CPU multiplies bfloat16 natively a pass takes three fifths of the time; cosines to float32 stay above
-    # 0.99995 (tests/retrieval/test_encoder.py holds that), and elsewhere it would only be slower.
-    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    # Where the CPU multiplies bfloat16 natively a pass takes two fifths of the time; cosines to float32 stay above
+    # 0.9999 (tests/retrieval/test_encoder.py holds that), and elsewhere it would only be slower.
+    native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") and precision != "exact"
     properties: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if native else "f32",
@@ -93,117 +172,12 @@ def _compile(graph: Path, threads: int) -> Any:
     }
     if threads:
         properties["INFERENCE_NUM_THREADS"] = threads
+    if bulk:
+        properties |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": threads or _cores()}
     if not os.access(graph.parent, os.W_OK):
         del properties["CACHE_DIR"]
     return core.compile_model(str(graph), "CPU", properties)
 
 
-def _convert(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write the graph, pooling and normalisation included, into `folder` and return its file.
-
-    Several processes may do this at once: each writes beside and the first rename wins.
-
-    Raises:
-        MissingExtra: torch or transformers is not installed.
-        ModelError: the cache cannot be written, or the graph does not agree with torch.
-    """
-    torch, module = _torch_module(checkpoint)
-    import openvino
-
-    _log.info("converting the encoder %s once, into %s", checkpoint.folder, folder)
-    probe = torch.tensor([[101, 2023, 2003, 1037, 7279, 102], [101, 2023, 102, 0, 0, 0]])
-    mask = (probe != 0).long()
-    shape = [-1, -1]
-    inputs = [("input_ids", shape, openvino.Type.i64), ("attention_mask", shape, openvino.Type.i64)]
-    with warnings.catch_warnings(), torch.inference_mode():
-        # Tracing warns of its own deprecation and of constants; the probe below checks what it made.
-        warnings.simplefilter("ignore")
-        example = {"input_ids": probe, "attention_mask": mask}
-        graph = _quietly(lambda: openvino.convert_model(module, example_input=example, input=inputs))
-        expected = module(probe[:, :4], mask[:, :4]).numpy()
-    got = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    agreement = float((got([probe[:, :4].numpy(), mask[:, :4].numpy()])[0] * expected).sum(axis=1).min())
-    if not agreement >= _LEAST_AGREEMENT:
-        raise ModelError(
-            f"the converted encoder {str(checkpoint.folder)!r} agrees with torch to a cosine of {agreement:.6f}, "
-            f"expected {_LEAST_AGREEMENT}; run it with --encoder-backend torch"
-        )
-    return _save(graph, folder)
-
-
-def _save(graph: Any, folder: Path) -> Path:
-    import openvino
-
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as beside:
-            made = Path(beside) / "graph"
-            made.mkdir()
-            openvino.save_model(graph, made / "model.xml", compress_to_fp16=False)
-            if not (folder / "model.xml").is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-                made.rename(folder)
-    except OSError as error:
-        if not (folder / "model.xml").is_file():  # otherwise another process was first
-            raise ModelError(
-                f"the converted encoder cannot be written to {str(folder)!r} ({error.strerror}); make the model cache "
-                f"writable for one start, or run with --encoder-backend torch"
-            ) from error
-    return folder / "model.xml"
-
-
-def _torch_module(checkpoint: Checkpoint) -> tuple[Any, Any]:
-    """Return torch and a module from (ids, mask) to pooled, normalised vectors."""
-    try:
-        import torch
-        import transformers
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "torch", "torch") from error
-    _require_readable(checkpoint.folder / WEIGHTS)
-    folder = str(checkpoint.folder)
-    try:
-        model = _quietly(lambda: transformers.AutoModel.from_pretrained(folder, local_files_only=True).eval())
-    except (OSError, ValueError, RuntimeError) as error:
-        raise broken(checkpoint.folder, f"cannot be loaded ({_first_line(error)})") from error
-
-    class Pooled(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-            mean = (hidden * weights).sum(1) / weights.sum(1).clamp(min=1.0)
-            return torch.nn.functional.normalize(mean, dim=1)
-
-    return torch, Pooled().eval()
-
-
-def _quietly(load: Callable[[], Any]) -> Any:
-    """Load without transformers' progress bars and notices: this is a step of a start, not a download."""
-    from transformers.utils import logging as notices
-
-    bars, level = notices.is_progress_bar_enabled(), notices.get_verbosity()
-    notices.disable_progress_bar()
-    notices.set_verbosity_error()
-    try:
-        return load()
-    finally:
-        notices.set_verbosity(level)
-        if bars:
-            notices.enable_progress_bar()
-
-
-def _require_readable(weights: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(weights), framework="numpy") as tensors:
-            tensors.keys()
-    except SafetensorError as error:
-        raise broken(weights, f"is damaged ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

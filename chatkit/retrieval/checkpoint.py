@@ -5,14 +5,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from chatkit.errors import BrokenModel, ModelError
+from chatkit.retrieval.traits import Told, Traits, broken, read_traits
 
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
-POOLING = "mean"
-NORMALISATION = "l2"
 # Folder beside the weights for what can be made again from them: converted form, compiled form, hash of the weights.
 CACHE_FOLDER = "converted"
 
@@ -24,47 +21,51 @@ class Checkpoint:
     """An encoder's files.
 
     Attributes:
-        dim: length of one vector.
-        max_tokens: texts are cut here, special tokens included.
+        folder: of the transformer itself.
         weights_sha256: hex digest of the weights file.
         fingerprint: names weights, tokenizer, pooling, normalisation and cut: equal ones give comparable vectors.
     """
 
     folder: Path
     cache: Path
-    dim: int
-    max_tokens: int
+    traits: Traits
     weights_sha256: str
     fingerprint: str
 
 
-def read_checkpoint(folder: Path, cache: Path | None = None) -> Checkpoint:
+def read_checkpoint(folder: Path, cache: Path | None = None, told: Told | None = None) -> Checkpoint:
     """Read configuration and hashes of the encoder in `folder`.
+
+    Args:
+        cache: where the hash of the weights is noted; a folder beside them unless told.
+        told: what settings say of pooling, metric and prefixes.
 
     Raises:
         BrokenModel: a file is missing or cannot be read, naming it.
-        ModelError: the encoder pools in another way than by the mean.
+        ModelError: the encoder has a part that is not supported.
     """
-    for name in ("config.json", TOKENIZER, WEIGHTS):
-        if not (folder / name).is_file():
-            raise broken(folder / name, "is missing")
-    config = _read_json(folder / "config.json")
-    dim = config.get("hidden_size")
-    if not isinstance(dim, int):
-        raise broken(folder / "config.json", f"has hidden_size {dim!r}, expected a whole number")
-    _require_mean_pooling(folder)
-    max_tokens = _max_tokens(folder, config)
+    traits = read_traits(folder, told)
+    for name in (TOKENIZER, WEIGHTS):
+        _require(traits.transformer / name)
     cache = cache if cache is not None else folder / CACHE_FOLDER
-    weights = _weights_sha256(folder / WEIGHTS, cache)
-    tokenizer = hashlib.sha256((folder / TOKENIZER).read_bytes()).hexdigest()
-    identity = f"{weights}\n{tokenizer}\n{POOLING}\n{NORMALISATION}\n{max_tokens}"
-    fingerprint = f"{POOLING}-{NORMALISATION}-{max_tokens}-{hashlib.sha256(identity.encode()).hexdigest()[:24]}"
-    return Checkpoint(folder, cache, dim, max_tokens, weights, fingerprint)
+    weights = _weights_sha256(traits.transformer / WEIGHTS, cache)
+    length = "l2" if traits.normalised else "raw"
+    parts = [weights, sha256_of(traits.transformer / TOKENIZER), traits.pooling, length, str(traits.max_tokens)]
+    for layer in traits.dense:
+        _require(layer.folder / WEIGHTS)
+        parts += [sha256_of(layer.folder / WEIGHTS), layer.activation]
+    identity = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    fingerprint = f"{traits.pooling}-{length}-{traits.max_tokens}-{identity}"
+    return Checkpoint(traits.transformer, cache, traits, weights, fingerprint)
 
 
-def broken(file: Path, problem: str) -> BrokenModel:
-    """Return the error for one file of an encoder, with the next step."""
-    return BrokenModel(f"encoder file {str(file)!r} {problem}; fetch it again with: chatkit models pull")
+def _require(file: Path) -> None:
+    if file.is_file():
+        return
+    pickled = any(file.parent.glob("pytorch_model*.bin"))
+    if file.name == WEIGHTS and pickled:
+        raise broken(file, "is missing and pickled weights are not read; choose a revision that has it")
+    raise broken(file, "is missing")
 
 
 def sha256_of(file: Path) -> str:
@@ -74,37 +75,6 @@ def sha256_of(file: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise broken(file, f"is not valid JSON ({error})") from error
-    if not isinstance(table, dict):
-        raise broken(file, "does not hold a JSON object")
-    return table
-
-
-def _require_mean_pooling(folder: Path) -> None:
-    """Refuse a checkpoint that names another pooling; one that names none (Contriever) is pooled by the mean."""
-    file = folder / "1_Pooling" / "config.json"
-    if not file.is_file():
-        return
-    modes = [name for name, on in _read_json(file).items() if name.startswith("pooling_mode_") and on is True]
-    if modes != ["pooling_mode_mean_tokens"]:
-        raise ModelError(
-            f"{str(file)!r} asks for {modes!r}, expected mean pooling; choose another model with --encoder"
-        )
-
-
-def _max_tokens(folder: Path, config: dict[str, Any]) -> int:
-    """Return the length the model was tuned for, at most what its positions allow."""
-    positions = config.get("max_position_embeddings")
-    limit = positions if isinstance(positions, int) else 512
-    file = folder / "sentence_bert_config.json"
-    tuned = _read_json(file).get("max_seq_length") if file.is_file() else None
-    return min(tuned, limit) if isinstance(tuned, int) else limit
 
 
 def _weights_sha256(weights: Path, cache: Path) -> str:

@@ -1,4 +1,4 @@
-"""The encoder: texts in, L2-normalised mean-pooled vectors out, batched across everyone who waits."""
+"""The encoder: texts in, vectors out, batched across everyone who waits."""
 
 import asyncio
 import queue
@@ -9,23 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from chatkit.errors import Unavailable
-from chatkit.retrieval.backends import Backend, OpenVinoBackend, TorchBackend
-from chatkit.retrieval.checkpoint import TOKENIZER, Checkpoint, broken, read_checkpoint
-
-Vectors = NDArray[np.float32]
-
-# Texts that one caller gets into a round; the rest of a large job waits for the next, so that a query is never behind
-# a whole index build.
-_SLICE = 64
-# Texts after which no further job joins a round, so that a crowd of callers does not make each of them wait for all.
-_ROUND = 128
-# Padded tokens of one forward pass: past this a larger batch is no faster on a CPU.
-_BATCH_TOKENS = 4096
-# A longer text opens a batch of its own when joining would pad the others by more tokens than this in all.
-_MAX_EXTRA_PADDING = 64
+from chatkit.retrieval.backends import Backend, OpenVinoBackend, TorchBackend, Vectors
+from chatkit.retrieval.checkpoint import TOKENIZER, Checkpoint, read_checkpoint
+from chatkit.retrieval.convert import Precision
+from chatkit.retrieval.tokens import batches, load_tokenizer, pad, pad_id
+from chatkit.retrieval.traits import Told
 
 
 def open_encoder(
@@ -35,7 +25,11 @@ def open_encoder(
     cache: Path | None = None,
     backend: Literal["openvino", "torch"] = "openvino",
     threads: int = 0,
-) -> "MeanPoolingEncoder":
+    precision: Precision = "native",
+    bulk: bool = False,
+    device: str = "auto",
+    told: Told | None = None,
+) -> "SentenceEncoder":
     """Open the encoder in `folder`; the first time with OpenVINO converts it, which needs torch.
 
     Args:
@@ -44,30 +38,42 @@ def open_encoder(
         cache: where the converted form is kept; a folder beside the weights unless told.
         backend: torch is the reference, openvino the fast one; both give the same fingerprint.
         threads: CPU threads of one forward pass; 0 takes all cores.
+        precision: native is what the CPU or GPU is fastest in at a cosine of 0.9999 or more; exact is float32; int8 is
+            faster still, its vectors near enough for passages that native queries are compared with.
+        bulk: for many texts rather than the answer to one: passes run side by side, a thread each.
+        device: of the torch backend: "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one.
+        told: what settings say of pooling, metric and prefixes.
 
     Raises:
         BrokenModel: a file is missing or damaged.
         MissingExtra: the backend, or torch for the conversion, is not installed.
         ModelError: the encoder is of a kind that is not supported, or the converted form cannot be written.
+        ConfigError: the backend does not have that precision or device.
     """
-    checkpoint = read_checkpoint(folder, cache)
-    kind = OpenVinoBackend if backend == "openvino" else TorchBackend
-    return MeanPoolingEncoder(checkpoint, kind(checkpoint, threads), name or folder.name)
+    checkpoint = read_checkpoint(folder, cache, told)
+    runs: Backend
+    if backend == "openvino":
+        runs = OpenVinoBackend(checkpoint, threads, precision, bulk=bulk)
+    else:
+        runs = TorchBackend(checkpoint, threads, precision, device)
+    return SentenceEncoder(checkpoint, runs, name or folder.name, precision)
 
 
-class MeanPoolingEncoder:
-    """An open encoder with one thread of its own; implements `protocols.Embedder`.
+class SentenceEncoder:
+    """An open encoder with one thread of its own; implements `protocols.PassageEncoder`.
 
     Calls that wait at the same time share forward passes. A text longer than `max_tokens` is read up to there.
     """
 
-    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, backend: Backend, name: str, precision: Precision = "native") -> None:
         self.name = name
+        self.precision = precision
         self._checkpoint = checkpoint
+        self._traits = checkpoint.traits
         self._backend = backend
-        self._tokenizer = _load_tokenizer(checkpoint, cut=True)
+        self._tokenizer = load_tokenizer(checkpoint.folder / TOKENIZER, cut=self.max_tokens)
         self._counter: Any = None
-        self._pad = int(_pad_id(self._tokenizer))
+        self._pad = pad_id(checkpoint)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
@@ -76,7 +82,7 @@ class MeanPoolingEncoder:
     @property
     def dim(self) -> int:
         """Length of one vector."""
-        return self._checkpoint.dim
+        return self._traits.dim
 
     @property
     def fingerprint(self) -> str:
@@ -86,7 +92,32 @@ class MeanPoolingEncoder:
     @property
     def max_tokens(self) -> int:
         """Tokens of a text that are read, special tokens included."""
-        return self._checkpoint.max_tokens
+        return self._traits.max_tokens
+
+    @property
+    def pooling(self) -> str:
+        """How one vector is made of the tokens': "mean", "cls", "max" or "lasttoken"."""
+        return self._traits.pooling
+
+    @property
+    def normalised(self) -> bool:
+        """Whether every vector has length one."""
+        return self._traits.normalised
+
+    @property
+    def metric(self) -> Literal["cosine", "ip"]:
+        """What two vectors are compared by; "ip" (inner product) where the model was trained for that."""
+        return self._traits.metric
+
+    @property
+    def query_prefix(self) -> str:
+        """What the model expects before a query; `encode` does not add it."""
+        return self._traits.query_prefix
+
+    @property
+    def passage_prefix(self) -> str:
+        """What the model expects before a passage; `encode` does not add it."""
+        return self._traits.passage_prefix
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens `text` has, special tokens included, however long it is."""
@@ -95,11 +126,11 @@ class MeanPoolingEncoder:
     def count_tokens_of(self, texts: Sequence[str]) -> list[int]:
         """Return `count_tokens` of each text, faster than one by one."""
         if self._counter is None:
-            self._counter = _load_tokenizer(self._checkpoint, cut=False)
+            self._counter = load_tokenizer(self._checkpoint.folder / TOKENIZER)
         return [len(row) for row in self._counter.encode_batch_fast(list(texts))]
 
     async def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return (len(texts), dim) float32 L2-normalised vectors in the order of `texts`.
+        """Return (len(texts), dim) float32 vectors in the order of `texts`.
 
         Raises:
             Unavailable: the forward pass failed or the encoder was closed.
@@ -149,8 +180,9 @@ class MeanPoolingEncoder:
         """Encode the next slice of the first jobs together, and return how many: the others are first in the next."""
         rows: list[tuple[_Job, int]] = []
         served = 0
-        while served < len(jobs) and len(rows) < _ROUND:
-            rows += [(jobs[served], index) for index in jobs[served].next_slice()]
+        most = self._backend.sizes.slice
+        while served < len(jobs) and len(rows) < 2 * most:  # a crowd of callers is not to wait for all of it
+            rows += [(jobs[served], index) for index in jobs[served].next_slice(most)]
             served += 1
         if rows:
             self._encode(jobs[:served], rows)
@@ -167,24 +199,16 @@ class MeanPoolingEncoder:
                 self._encode([job], [row for row in rows if row[0] is job])
             return
         try:
-            ids = [row.ids for row in tokens]
-            for batch in _batches([len(row) for row in ids]):
-                vectors = self._forward([ids[position] for position in batch])
-                for position, vector in zip(batch, vectors, strict=True):
-                    job, index = rows[position]
+            ids, sizes = [row.ids for row in tokens], self._backend.sizes
+            groups = batches([len(row) for row in ids], tokens=sizes.tokens, waste=sizes.waste)
+            found = self._backend.run([pad([ids[place] for place in group], self._pad) for group in groups])
+            for group, vectors in zip(groups, found, strict=True):
+                for place, vector in zip(group, vectors, strict=True):
+                    job, index = rows[place]
                     job.vectors[index] = vector
         except Exception as error:  # whatever a library raises here must reach the callers, not end the thread
             for job in jobs:
                 job.failed = error
-
-    def _forward(self, rows: list[list[int]]) -> Vectors:
-        longest = max(map(len, rows))
-        ids = np.full((len(rows), longest), self._pad, dtype=np.int64)
-        mask = np.zeros((len(rows), longest), dtype=np.int64)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = tokens
-            mask[row, : len(tokens)] = 1
-        return self._backend.run(ids, mask)
 
 
 class _Job:
@@ -198,9 +222,10 @@ class _Job:
         # Texts of like length go into one slice, so that little of a batch is padding.
         self._left = sorted(range(len(self.texts)), key=lambda index: -len(self.texts[index]))
 
-    def next_slice(self) -> list[int]:
-        taken = self._left[:_SLICE]
-        del self._left[:_SLICE]
+    def next_slice(self, most: int) -> list[int]:
+        """Take the next `most` texts: the others wait, so that a query is never behind a whole build."""
+        taken = self._left[:most]
+        del self._left[:most]
         return taken
 
     def settle(self) -> bool:
@@ -215,44 +240,3 @@ class _Job:
             else:
                 self.done.set_result(self.vectors)
         return True
-
-
-def _batches(lengths: list[int]) -> list[list[int]]:
-    """Group positions by length, so that little of each batch is padding."""
-    batches: list[list[int]] = []
-    longest = 0
-    for position in sorted(range(len(lengths)), key=lengths.__getitem__):
-        length = lengths[position]
-        current = batches[-1] if batches else []
-        extra = (length - longest) * len(current)
-        if not current or extra > _MAX_EXTRA_PADDING or length * (len(current) + 1) > _BATCH_TOKENS:
-            batches.append([position])
-        else:
-            current.append(position)
-        longest = length
-    return batches
-
-
-def _load_tokenizer(checkpoint: Checkpoint, *, cut: bool) -> Any:
-    import tokenizers
-
-    file = checkpoint.folder / TOKENIZER
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for a file it cannot parse
-        raise broken(file, f"is no tokenizer ({error})") from error
-    tokenizer.no_padding()
-    if cut:
-        tokenizer.enable_truncation(checkpoint.max_tokens)
-    else:
-        tokenizer.no_truncation()
-    return tokenizer
-
-
-def _pad_id(tokenizer: Any) -> int:
-    """Return the padding token's id; masked positions do not count, so any id in the vocabulary would do."""
-    for name in ("[PAD]", "<pad>"):
-        found = tokenizer.token_to_id(name)
-        if found is not None:
-            return int(found)
-    return 0
