@@ -126,6 +126,9 @@ class IndexFolder:
         number = int(max(self.versions(), default="0")) + 1
         folder = self.version_folder(f"{number:06d}")
         beside.chmod(0o755)
+        for entry in beside.iterdir():
+            if entry.is_dir():
+                _sync(entry)
         _sync(beside)
         beside.rename(folder)
         _sync(self.folder)

@@ -11,6 +11,7 @@ from typing import Any
 
 from chatkit.errors import BrokenIndex
 from chatkit.retrieval.checkpoint import sha256_of
+from chatkit.retrieval.kinds import KINDS
 
 FILE = "manifest.json"
 FORMAT = 2
@@ -69,7 +70,7 @@ class VectorsEntry:
     """How the vectors are stored.
 
     Attributes:
-        kind: one of `vectors.KINDS`.
+        kind: one of `kinds.KINDS`.
         factory: what Faiss calls it.
         search: parameters of a search: `ef`, `nprobe`, `k_factor`, as far as the kind has them.
     """
@@ -259,8 +260,10 @@ def _encoder(value: Any) -> EncoderEntry:
 def _vectors(value: Any) -> VectorsEntry:
     row = _fields(value, "vectors", VectorsEntry)
     search = _table(row["search"], "search").items()
+    if row["kind"] not in KINDS:
+        raise ValueError(f"kind of vectors is {_shown(row['kind'])}, expected one of {', '.join(KINDS)}")
     return VectorsEntry(
-        _text(row["kind"], "kind of vectors"),
+        row["kind"],
         _text(row["factory"], "factory of vectors"),
         {_text(name, "a parameter of search"): _count(each, "search") for name, each in search},
     )

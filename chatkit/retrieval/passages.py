@@ -28,6 +28,8 @@ _ROW_GROUP = 1024
 _DOCUMENT_GROUP = 65536
 # Decoded row groups that are kept, in bytes of all of them.
 _CACHE_BYTES = 12 * 2**20
+# Up to here a file is read into memory, where nobody can spoil it; of a larger one what is needed is read. Bytes.
+HELD_UP_TO = 4 * 2**20
 # Answers of `filter` that are kept.
 _FILTERS_KEPT = 8
 _FIELDS = {
@@ -353,8 +355,10 @@ def open_table(file: Path, fields: Mapping[str, str]) -> Any:
     import pyarrow.parquet
 
     try:
-        # Not mapped: what is read is decompressed into memory anyway.
-        opened = pyarrow.parquet.ParquetFile(str(file), memory_map=False, pre_buffer=False)
+        # Never mapped: what is read is decompressed into memory anyway.
+        held = file.stat().st_size <= HELD_UP_TO
+        place = pyarrow.BufferReader(file.read_bytes()) if held else str(file)
+        opened = pyarrow.parquet.ParquetFile(place, memory_map=False, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise broken(file, f"cannot be read as Parquet ({error})") from error
     schema = opened.schema_arrow

@@ -73,10 +73,6 @@ class Vectors:
         """
         faiss = import_faiss()
         file = folder / VECTORS
-        if manifest.vectors.kind not in KINDS:
-            raise broken(
-                folder / FILE, f"has vectors of the kind {manifest.vectors.kind!r}, expected one of {', '.join(KINDS)}"
-            )
         mapped = file.exists() and file.stat().st_size > MAPPED_FROM
         flags = faiss.IO_FLAG_READ_ONLY | (faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         try:

@@ -8,6 +8,7 @@ from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch
 from chatkit.retrieval import manifest
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import VectorIndex
+from chatkit.retrieval.passages import read_table
 
 
 def find(index, query, k=3):
@@ -53,9 +54,9 @@ def test_what_the_corpus_does_not_speak_of_retrieves_nothing(opened, query):
     assert find(opened, query) == ()
 
 
-def test_scores_and_order_are_those_of_brute_force(opened, encoder):
+def test_scores_and_order_are_those_of_brute_force(built, opened, encoder):
     everything = VectorIndex(opened.manifest, opened._vectors, opened._passages, encoder, -1.0)
-    table = opened._passages.to_pylist()
+    table = read_table(built.folder).to_pylist()
     embedded = [
         " > ".join(part for part in (row["title"], row["section"]) if part) + "\n" + row["text"] for row in table
     ]
@@ -132,7 +133,7 @@ def test_a_pointer_to_no_version_is_refused(built, indexes, encoder):
 def test_a_manifest_of_a_later_format_is_refused(built, indexes, encoder):
     file = built.folder / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
-    with pytest.raises(BrokenIndex, match="format 99, expected 1"):
+    with pytest.raises(BrokenIndex, match="format 99, expected 2"):
         VectorIndex.open(indexes / "docs", encoder, min_score=0.0)
 
 

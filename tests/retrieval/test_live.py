@@ -12,7 +12,7 @@ import time
 import pytest
 
 from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest, NotFound
-from chatkit.retrieval import writing
+from chatkit.retrieval import vectors
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import VectorIndex
 from chatkit.retrieval.layout import IndexFolder
@@ -91,7 +91,9 @@ def test_a_version_of_the_same_number_takes_over_after_the_folder_was_removed(li
 
 def other_encoder(folder):
     table = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(table | {"fingerprint": "mean-l2-512-other"}))
+    (folder / "manifest.json").write_text(
+        json.dumps(table | {"encoder": table["encoder"] | {"fingerprint": "mean-l2-512-other"}})
+    )
 
 
 def flipped(file):
@@ -346,7 +348,7 @@ def test_the_index_not_asked_for_the_longest_is_closed_when_too_many_are_open(li
 @pytest.mark.parametrize("damage", ["overwritten", "truncated", "deleted"])
 def test_the_files_of_the_open_version_may_be_spoilt(live, build, monkeypatch, mapped, damage):
     if mapped:
-        monkeypatch.setattr(writing, "HASHED_AT_OPEN", 0)
+        monkeypatch.setattr(vectors, "MAPPED_FROM", 0)
     folder = build().folder
     service = live()
     for file in (folder / "vectors.faiss", folder / "passages.parquet"):
