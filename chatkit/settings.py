@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
 from chatkit.errors import ConfigError
 from chatkit.prompts import PASSAGE_HEADER
@@ -24,6 +24,7 @@ from chatkit.setting_checks import (
     key_in,
     require,
 )
+from chatkit.setting_values import kind_of, parse
 
 
 def _setting(default: Any, text: str, *, secret: bool = False, empty: bool = False) -> Any:
@@ -312,10 +313,10 @@ def load_settings(
     for name, spec in known.items():
         raw = environ.get(ENV_PREFIX + name.upper())
         if raw is not None and (raw or spec.metadata["empty"]):
-            values[name] = _parse(spec, raw, f"{ENV_PREFIX}{name.upper()}")
+            values[name] = parse(spec, raw, f"{ENV_PREFIX}{name.upper()}")
     for name, value in (flags or {}).items():
         if value is not None:
-            values[name] = _parse(known[name], value, "--" + name.replace("_", "-"))
+            values[name] = parse(known[name], value, "--" + name.replace("_", "-"))
     return Settings(**values)
 
 
@@ -343,59 +344,14 @@ def _from_file(file: Path | None, known: Mapping[str, Field[Any]]) -> dict[str, 
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "; docs/configuration.md lists the settings"
             raise ConfigError(f"{str(file)!r} sets {name!r}, which is no setting{hint}")
-    return {name: _parse(known[name], value, f"{name} in {file}") for name, value in table.items()}
-
-
-def _parse(spec: Field[Any], raw: Any, where: str) -> Any:
-    """Convert one raw value to the field's type."""
-    kind, literals = _kind(spec)
-    try:
-        if literals and raw not in literals:
-            raise ValueError
-        if kind is bool:
-            return _boolean(raw)
-        if kind in (int, float) and isinstance(raw, bool):
-            raise ValueError
-        if issubclass(kind, str) and not isinstance(raw, str):
-            raise ValueError
-        if kind is int and isinstance(raw, float) and not raw.is_integer():
-            raise ValueError
-        return kind(raw)
-    except (ValueError, TypeError):
-        expected = "one of " + ", ".join(map(repr, literals)) if literals else f"a value of type {_type_name(kind)}"
-        shown = "the value given" if spec.metadata["secret"] else repr(raw)
-        raise ConfigError(f"{where} is {shown}, expected {expected}") from None
-
-
-def _kind(spec: Field[Any]) -> tuple[type, tuple[str, ...]]:
-    """Return the plain type of a field and, for a Literal, its values."""
-    hint: Any = spec.type
-    if get_origin(hint) is Literal:
-        return str, get_args(hint)
-    options = [o for o in get_args(hint) if o is not type(None)]
-    return (options[0] if options else hint), ()
-
-
-def _type_name(kind: type) -> str:
-    return "str" if issubclass(kind, str) else kind.__name__
-
-
-def _boolean(raw: Any) -> bool:
-    if isinstance(raw, bool):
-        return raw
-    word = str(raw).strip().lower()
-    if word in ("1", "true", "yes", "on"):
-        return True
-    if word in ("0", "false", "no", "off"):
-        return False
-    raise ValueError
+    return {name: parse(known[name], value, f"{name} in {file}") for name, value in table.items()}
 
 
 def describe() -> list[tuple[str, str, str, str]]:
     """Return (name, type, default, help) of every setting, in order: the source of the configuration page and flags."""
     rows = []
     for spec in fields(Settings):
-        kind, literals = _kind(spec)
+        kind, literals = kind_of(spec)
         default = "" if spec.default in (None, MISSING) else str(spec.default)
         rows.append((spec.name, " | ".join(literals) or kind.__name__, default, spec.metadata["help"]))
     return rows

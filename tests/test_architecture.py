@@ -42,6 +42,7 @@ LAYERS = {
     "chatkit.sessions": 3,
     "chatkit.settings": 4,
     "chatkit.setting_checks": 4,
+    "chatkit.setting_values": 4,
     "chatkit.engines": 4,
     "chatkit.indexing": 4,
     "chatkit.recipes": 4,

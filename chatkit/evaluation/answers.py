@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from chatkit import wiring
+from chatkit import indexing, wiring
 from chatkit.errors import InvalidRequest
 from chatkit.evaluation import answer_text
 from chatkit.evaluation.beir import BeirSet, Query, read_set
@@ -82,7 +82,7 @@ def eval_answers(settings: Settings, folder: Path, what: AnswerEval, progress: P
         corpus = Path(home) / "corpus"
         names = write_corpus(data, corpus)
         settings = replace(settings, home=Path(home), index=INDEX, store="memory", session_keys="")
-        wiring.prepare_index(settings, sources=[str(corpus)], name=INDEX, chunking=None, progress=None)
+        indexing.prepare_index(settings, indexing.Asked([str(corpus)]), name=INDEX, progress=None)
         asyncio.run(_ask_all(settings, data, asked, what, progress or (lambda done, total: None)))
     rows = [_row(one, {name: key for key, name in names.items()}) for one in asked]
     return Report("eval answers", described(settings, folder, what), answer_figures(rows), rows)

@@ -94,7 +94,8 @@ def test_sessions_are_listed_exported_shown_and_removed() -> None:
         "blocked": None, "label": None, "user_length": 30, "usage": {"prompt_tokens": 3, "completion_tokens": 2},
         "passages": [
             {"id": "p1", "text": "", "title": "Title", "source": "a.md", "section": "Section", "start": 5, "end": 25,
-             "score": 0.25, "text_hash": hashlib.sha256(b"words of the passage").hexdigest()[:16], "page": 0, "document": ""},
+             "score": 0.25, "text_hash": hashlib.sha256(b"words of the passage").hexdigest()[:16], "page": 0,
+             "document": ""},
         ],
         "created_at": 0, "replaces": None,
     }  # fmt: skip

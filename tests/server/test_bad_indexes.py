@@ -79,7 +79,8 @@ def until(condition, seconds=60):
 
 def another_encoder(version):
     table = json.loads((version / "manifest.json").read_text())
-    (version / "manifest.json").write_text(json.dumps(table | {"encoder": table["encoder"] | {"fingerprint": "mean-l2-512-other"}}))
+    other = table["encoder"] | {"fingerprint": "mean-l2-512-other"}
+    (version / "manifest.json").write_text(json.dumps(table | {"encoder": other}))
 
 
 def tampered_with(version):
