@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from chatkit.errors import BrokenModel, ConfigError, ModelError
+from chatkit.errors import BrokenModel, ConfigError, ModelError, Unavailable
 from chatkit.retrieval.checkpoint import read_checkpoint
 from chatkit.retrieval.encoder import open_encoder
 from chatkit.retrieval.traits import Told, read_traits
@@ -257,3 +257,14 @@ def test_pooling_and_length_change_the_fingerprint_and_prefixes_do_not(tmp_path)
     found = [read_checkpoint(tmp_path / "tiny", told=each).fingerprint for each in told]
     assert found[0] == found[1]
     assert len({*found}) == 3
+
+
+def test_a_failed_pass_among_several_reaches_the_caller_and_the_next_call_works(tmp_path, monkeypatch):
+    make_encoder(tmp_path / "tiny", pooling="mean")
+    encoder = open_encoder(tmp_path / "tiny", bulk=True, threads=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("chatkit.retrieval.backends._taken", lambda request: 1 / 0)
+        with pytest.raises(Unavailable, match="division by zero"):
+            encoder.encode_now(TEXTS * 20)
+    assert encoder.encode_now(TEXTS).shape == (5, 32)
+    encoder.close()
