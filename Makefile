@@ -63,7 +63,7 @@ docs: install  ## Make docs/cli.md and the table of docs/configuration.md again
 
 test: check $(MINISTACK)  ## Lint, types and the whole suite on real parts
 	$(BIN)/chatkit models pull
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-upstream: install  ## The suite of every engine against a real llama.cpp server; makes its environment first
 	$(BIN)/chatkit models pull

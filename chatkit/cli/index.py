@@ -118,7 +118,7 @@ def merge(
 ) -> None:
     """Build an index from all its shards: the same passages and hits as from one build.
 
-    FOLDER is a shard that `chatkit prepare-index --shard` made, or a folder of such.
+    FOLDER is a shard that `chatkit prepare-index` made with --shard, or a folder of such.
 
     \b
     chatkit index merge /mnt/shards --name library
