@@ -1,7 +1,6 @@
 """The composition root: settings in, assembled parts out. Heavy libraries are imported by the adapters it opens."""
 
 import asyncio
-import importlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from chatkit.engines import open_model
 from chatkit.errors import ConfigError, ModelError
 from chatkit.planning import ServiceOptions
 from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionStore
+from chatkit.retrievers import OpenRetriever, open_other
 from chatkit.service import OpenChatKitService
 from chatkit.settings import Settings
 
@@ -261,14 +261,6 @@ def _encoder_files(settings: Settings) -> "tuple[Path, Path, Told]":
     return folder, sources.derived_dir(folder, models_dir=settings.models), told
 
 
-class OpenRetriever(Retriever, Protocol):
-    """A retriever that has been opened."""
-
-    def close(self) -> None:
-        """Let running searches end and let go of what is open."""
-        ...
-
-
 def open_retriever(settings: Settings, encoder: Encoder) -> OpenRetriever | None:
     """Open the search API of the settings, or the index that they name, and others when requests name them.
 
@@ -279,7 +271,7 @@ def open_retriever(settings: Settings, encoder: Encoder) -> OpenRetriever | None
         ConfigError: the search API's file is missing or wrong.
     """
     if settings.retriever:
-        return _open_other(settings.retriever)
+        return open_other(settings.retriever)
     if not settings.index:
         return None
     from chatkit.retrieval.live import LiveIndexes
@@ -293,33 +285,6 @@ def open_retriever(settings: Settings, encoder: Encoder) -> OpenRetriever | None
         min_score=settings.min_score,
         encoders=lambda source: None if source == settings.encoder else open_encoder(replace(settings, encoder=source)),
     )
-
-
-def _open_other(named: str) -> OpenRetriever:
-    """Open a retriever that is no index, as the setting `retriever` names it.
-
-    Raises:
-        ConfigError: its file or module is missing or wrong.
-    """
-    kind, _, rest = named.partition(":")
-    if kind == "http":
-        from chatkit.retrieval.http import HttpRetriever, read_search
-
-        return HttpRetriever(read_search(Path(rest).expanduser()))
-    module, _, name = rest.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"retriever is {named!r}, which cannot be imported ({error}); set PYTHONPATH?") from error
-    return _Own(made)
-
-
-class _Own:
-    """A retriever of the user's, which need not have a `close`."""
-
-    def __init__(self, made: Any) -> None:
-        self.search = made.search
-        self.close = getattr(made, "close", lambda: None)
 
 
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:

@@ -44,6 +44,8 @@ LAYERS = {
     "chatkit.engines": 4,
     "chatkit.recipes": 4,
     "chatkit.openchatkit_index": 4,
+    "chatkit.retrievers": 4,
+    "chatkit.web_sources": 4,
     "chatkit.wiring": 4,
     "chatkit.blocking": 4,
     "chatkit.testing": 4,

@@ -11,8 +11,10 @@ import click
 
 from chatkit import wiring
 from chatkit.cli import setting_options
+from chatkit.cli._published import prepare_published
 from chatkit.recipes import Recipe, read_recipe
 from chatkit.settings import load_settings
+from chatkit.web_sources import split_web
 
 _MOST_LISTED = 20
 
@@ -21,6 +23,7 @@ _MOST_LISTED = 20
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("--name", help="Name of the index; the recipe's, or the setting `index`, unless given.")
 @click.option("--recipe", metavar="NAME|FILE", help="A recipe in ./index, or a TOML file.")
+@click.option("--allow-web", is_flag=True, help="Take web addresses as sources too: one page each, public hosts only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @setting_options(
     *("home", "models_dir", "profile", "threads"),
@@ -30,6 +33,7 @@ def prepare_index(
     sources: tuple[str, ...],
     name: str | None,
     recipe: str | None,
+    allow_web: bool,
     as_json: bool,
     config: str | None,
     flags: dict[str, Any],
@@ -47,13 +51,17 @@ def prepare_index(
         raise click.UsageError("Give sources or --recipe, one of them.")
     settings = load_settings(flags, file=Path(config) if config else None)
     made_from = read_recipe(recipe) if recipe else Recipe(settings.index or "docs", sources)
+    if made_from.kind == "openchatkit":
+        prepare_published(settings, made_from, name=name or made_from.name, as_json=as_json)
+        return
+    pages, files = split_web(made_from.sources, allowed=allow_web)
     with _Bar(sys.stderr.isatty()) as bar:
         report = wiring.prepare_index(
             settings,
-            sources=made_from.sources,
+            sources=files,
             name=name or made_from.name,
             chunking=made_from.chunking,
-            entries=made_from.entries(),
+            entries=(*made_from.entries(), *pages),
             progress=bar,
         )
     click.echo(_summary(report), err=True)
