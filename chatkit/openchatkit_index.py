@@ -197,7 +197,7 @@ def _get(index: "IndexFolder", wanted: Wanted, progress: "Progress") -> "tuple[s
         source = wanted.folder or wanted.repository
         receipt = Published(source, wanted.revision, commit, wanted.encoder, rows, files, stamp)
         receipt.write(folder)
-        published = index.publish(folder, keep=pointer.text if pointer is not None else "")
+        published = index.publish(folder, keep=[pointer.text] if pointer is not None else [])
     return published.name, receipt
 
 

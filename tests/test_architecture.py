@@ -47,6 +47,7 @@ LAYERS = {
     "chatkit.indexing": 4,
     "chatkit.recipes": 4,
     "chatkit.openchatkit_index": 4,
+    "chatkit.web_sources": 4,
     "chatkit.wiring": 4,
     "chatkit.retrieving": 4,
     "chatkit.blocking": 4,

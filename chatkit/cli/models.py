@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,8 @@ def pull(
     from chatkit import wiring
 
     settings = _settings(config, flags)
-    progress = _Bars() if sys.stderr.isatty() else _Lines()
-    try:
+    with transfer_progress() as progress:
         pulled = wiring.pull_models(settings, sources, force=force, timeout=timeout, progress=progress)
-    finally:
-        progress.close()
     if as_json:
         echo(json_line({"models": [asdict(row) for row in pulled]}))
         return
@@ -116,6 +114,16 @@ def _columns(rows: Iterable[tuple[str, ...]]) -> str:
 def _cell(text: str) -> str:
     """Return text that came from anywhere as one line; the spaces before it are the table's."""
     return " " * (len(text) - len(text.lstrip(" "))) + one_line(text)
+
+
+@contextmanager
+def transfer_progress() -> "Iterator[_Bars | _Lines]":
+    """Give what shows how a download goes: bars on a terminal, lines elsewhere."""
+    progress = _Bars() if sys.stderr.isatty() else _Lines()
+    try:
+        yield progress
+    finally:
+        progress.close()
 
 
 class _Lines:

@@ -11,8 +11,10 @@ import click
 from chatkit import indexing
 from chatkit.cli import setting_options
 from chatkit.cli._building import Bar, ray_options, vector_options
+from chatkit.cli._published import prepare_published
 from chatkit.recipes import Recipe, read_recipe
 from chatkit.settings import load_settings
+from chatkit.web_sources import split_web
 
 _MOST_LISTED = 20
 
@@ -26,6 +28,7 @@ _MOST_LISTED = 20
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the shards.")
 @click.option("--already-split", is_flag=True, help="The sources given are those of this shard alone.")
 @ray_options
+@click.option("--allow-web", is_flag=True, help="Take web addresses as sources too: one page each, public hosts only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @setting_options(
     *("home", "models_dir", "profile", "threads", "keep_versions"),
@@ -41,6 +44,7 @@ def prepare_index(
     out: Path | None,
     already_split: bool,
     ray: indexing.RayPool | None,
+    allow_web: bool,
     as_json: bool,
     config: str | None,
     flags: dict[str, Any],
@@ -62,7 +66,12 @@ def prepare_index(
         raise click.UsageError("Give --shard and --out together.")
     settings = load_settings(flags, file=Path(config) if config else None)
     made_from = read_recipe(recipe) if recipe else Recipe(settings.index or "docs", sources)
-    asked = indexing.Asked(made_from.sources, made_from.entries(), made_from.chunking, vectors, recall, ray)
+    if made_from.kind == "openchatkit":
+        prepare_published(settings, made_from, name=name or made_from.name, as_json=as_json)
+        return
+    pages, files = split_web(made_from.sources, allowed=allow_web)
+    entries = (*made_from.entries(), *pages)
+    asked = indexing.Asked(files, entries, made_from.chunking, vectors, recall, ray)
     report: Any
     with Bar(sys.stderr.isatty()) as bar:
         if shard is not None and out is not None:

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from chatkit.cli import group
 from chatkit.errors import BrokenIndex, BrokenModel, InvalidRequest, ModelError, Offline, Unavailable
 from chatkit.openchatkit_index import REPOSITORY, Wanted, prepare_openchatkit
 from chatkit.retrieval import catalogue
@@ -280,3 +282,16 @@ def test_the_recipe_names_what_was_published() -> None:
         REPOSITORY,
         "hf:facebook/contriever-msmarco",
     )
+
+
+def test_the_command_receives_it_and_says_how_to_pin_it(hub, tmp_path, monkeypatch) -> None:
+    recipe = tmp_path / "wiki.toml"
+    recipe.write_text(f'kind = "openchatkit"\n[openchatkit]\nrepository = "{NAME}"\nencoder = ""\n')
+    done = CliRunner().invoke(group, ["prepare-index", "--recipe", str(recipe), "--json"])
+    assert done.exit_code == 0, done.output
+    made = json.loads(done.stdout)
+    assert (made["name"], made["commit"], made["rows"]) == ("wiki", COMMIT, 9)
+    assert f'revision = "{COMMIT}"' in done.stderr
+    assert f'"{PARQUET}" = "{made["sha256"][PARQUET]}"' in done.stderr
+    again = CliRunner().invoke(group, ["prepare-index", "--recipe", str(recipe)])
+    assert "is up to date: 9 passages" in again.stderr

@@ -3,8 +3,11 @@
 import hashlib
 
 import pytest
+from click.testing import CliRunner
 
+from chatkit.cli import group
 from chatkit.errors import InvalidRequest
+from chatkit.retrieval.apart import Reader
 from chatkit.retrieval.document import Document, Unreadable
 from chatkit.retrieval.guard import Guard, Limits
 from chatkit.retrieval.web import WebPage, split_pages
@@ -94,3 +97,18 @@ def test_addresses_are_refused_unless_they_are_allowed() -> None:
     for address in ("file:///etc/passwd", "http://127.0.0.1/", "http://a:b@example.com/"):
         with pytest.raises(InvalidRequest, match="cannot be fetched"):
             split_pages([address], allowed=True)
+
+
+def test_the_command_takes_addresses_only_when_they_are_allowed(tmp_path) -> None:
+    refused = CliRunner().invoke(group, ["prepare-index", "https://example.com/a"])
+    assert isinstance(refused.exception, InvalidRequest)
+    assert "allow those with --allow-web" in str(refused.exception)
+    private = CliRunner().invoke(group, ["prepare-index", "--allow-web", "http://127.0.0.1/a"])
+    assert "not of the public network" in str(private.exception)
+
+
+def test_a_page_is_read_by_the_reader_of_files(page) -> None:
+    with Reader() as reader:
+        (document,) = WebPage(page.address + "/a", Guard(private={page.netloc})).documents(reader)
+    assert (document.source, document.title) == (page.address + "/a", "Leases")
+    assert "fifteen seconds" in document.text
