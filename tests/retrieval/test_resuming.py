@@ -214,11 +214,11 @@ def test_near_duplicates_are_counted_and_both_kinds_can_be_kept(corpus, build):
     (corpus / "two.txt").write_text(text + " there.")
     (corpus / "zz.txt").write_text(text + " here.")
     report = build()
-    assert (report.duplicates, report.near_duplicates, report.passages) == (1, 1, 8)
+    assert (report.duplicates, report.near_duplicates, report.passages) == (1, 1, 6)
     report = build(chunking={"drop_near_duplicates": False})
-    assert (report.duplicates, report.near_duplicates, report.passages) == (1, 0, 9)
+    assert (report.duplicates, report.near_duplicates, report.passages) == (1, 0, 7)
     report = build(chunking={"drop_duplicates": False, "drop_near_duplicates": False})
-    assert (report.duplicates, report.near_duplicates, report.passages) == (0, 0, 10)
+    assert (report.duplicates, report.near_duplicates, report.passages) == (0, 0, 8)
 
 
 def test_the_kind_of_vectors_can_be_named_and_another_kind_embeds_nothing(corpus, build, indexes, encoder):
