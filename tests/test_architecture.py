@@ -70,8 +70,9 @@ MAX_FUNCTION = 60
 MAX_IMPORT_S = 0.25
 # The only places that may catch everything. Whatever an adapter raises, the text was not checked; a defect must not
 # leave consumers waiting; a library's failure must reach every caller of its thread, and one raises nothing narrower;
-# an index is made by others, and whatever reading one raises, the thread that follows all of them goes on; a page too;
-# a model's chat template is a program of others; the library of tokenizers raises nothing narrower for a broken file.
+# an index is made by others, and whatever reading one raises, the thread that follows all of them goes on; a file too,
+# and a data set that is streamed from anywhere; a model's chat template is a program of others; the library of
+# tokenizers raises nothing narrower for a broken file.
 CATCH_ALL = {
     ("chatkit.prompt_formats", "_named"),
     ("chatkit.release", "checked"),
@@ -83,6 +84,7 @@ CATCH_ALL = {
     ("chatkit.retrieval.encoder", "_encode"),
     ("chatkit.retrieval.live", "_open_named"),
     ("chatkit.retrieval.live", "_watch"),
+    ("chatkit.retrieval.streamed", "documents"),
 }
 
 

@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from chatkit.retrieval.document import Document, Section, Unreadable
 from chatkit.retrieval.entries import Skipped, SourceFile
-from chatkit.retrieval.parsing import MAX_FILE_BYTES, MAX_TEXT, LeftOut, Limits, parse_file
+from chatkit.retrieval.parsing import MAX_FILE_BYTES, MAX_TEXT, Begun, LeftOut, Limits, parse_file
 
 # What one document may cost. An ordinary page of 1 MB takes some 50 ms; browsers' rules need time that grows with the
 # square of the depth, and some pages of kilobytes unfold to gigabytes.
@@ -24,6 +25,8 @@ WALL_SECONDS = 300
 MEMORY_BYTES = 2 * 2**30
 # A reader that has grown beyond this share of what it may use makes room for a new one.
 _RENEWED_AT = 4
+# Records of one file that may end the reader before the rest of the file is given up.
+_MOST_ENDED = 20
 _LENGTH = 8
 # An answer is one document as JSON: at most some bytes a character. Anything longer is no answer of ours.
 _LONGEST_ANSWER = 8 * MAX_TEXT
@@ -75,12 +78,27 @@ class Reader:
         Raises:
             Unreadable: it cannot be read, costs more than it may, or ends the child. Documents before it are whole.
         """
+        passed = 0
+        for ended in range(_MOST_ENDED + 1):
+            place = _Place(passed)
+            try:
+                yield from self._from(file, place)
+                return
+            except _Ended as error:
+                if place.begun == passed or ended == _MOST_ENDED:
+                    raise Unreadable(str(error)) from None
+                self.leave_out(file.source, f"record {place.begun} of it {error}")
+                passed = place.begun
+
+    def _from(self, file: SourceFile, place: "_Place") -> Iterator[Document]:
+        """Yield the documents after those that are passed over, and keep the place."""
         child = self._child = self._child or _Child((str(self._seconds), str(self._memory)), self._wall)
         request = {
             "path": os.path.abspath(file.path),
             "source": file.source,
             "file_bytes": self._file_bytes,
             "passwords": self._passwords,
+            "passed": place.begun,
         }
         child.ask(json.dumps(request).encode())
         done = False
@@ -91,6 +109,8 @@ class Reader:
                     raise self._ended(child)
                 if "text" in answer:
                     yield _document(file.source, answer)
+                elif "begun" in answer:
+                    place.begun += 1
                 elif "left_out" in answer:
                     self.leave_out(file.source, answer["left_out"])
                 elif "too_large" in answer:
@@ -103,20 +123,20 @@ class Reader:
             if not done or child.has_grown:
                 self._stop()
 
-    def _ended(self, child: "_Child") -> Unreadable:
+    def _ended(self, child: "_Child") -> "_Ended":
         """Return the reason for a file that ended the child: past its time, killed, or by a fault of the reader's."""
         if child.was_silent:
-            return Unreadable(f"cannot be read: nothing was heard of the reader for {self._wall:g} s")
+            return _Ended(f"cannot be read: nothing was heard of the reader for {self._wall:g} s")
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(1)  # of itself, so that its own end is told and not that of `_stop`
         code = self._stop()
         named = signal.Signals(-code).name if code is not None and -code in set(signal.Signals) else f"code {code}"
         if named in ("SIGXCPU", "SIGKILL"):
             return self._too_large(f"the reader ended with {named}")
-        return Unreadable(f"cannot be read: the reader ended with {named}; save it anew, or simplify it")
+        return _Ended(f"cannot be read: the reader ended with {named}; save it anew, or simplify it")
 
-    def _too_large(self, how: str) -> Unreadable:
-        return Unreadable(
+    def _too_large(self, how: str) -> "_Ended":
+        return _Ended(
             f"cannot be read in {self._seconds} s of processor time and {self._memory / 2**30:.3g} GiB of memory "
             f"({how}); split or simplify it"
         )
@@ -124,6 +144,17 @@ class Reader:
     def _stop(self) -> int | None:
         child, self._child = self._child, None
         return child.stop() if child is not None else None
+
+
+class _Ended(Unreadable):
+    """The child did not come to the end of a file."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """How many records of a file were begun; the last of them may not have been read."""
+
+    begun: int
 
 
 class _Child:
@@ -198,7 +229,7 @@ def main() -> None:
         request = json.loads(sys.stdin.buffer.read(int.from_bytes(size)))
         _limit_time(cpu_seconds)
         for message in _answer(request):
-            if _peak_bytes() * _RENEWED_AT > memory_bytes and "end" in message:
+            if "end" in message and _peak_bytes() * _RENEWED_AT > memory_bytes:
                 message["grown"] = True
             try:
                 content = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
@@ -210,7 +241,7 @@ def main() -> None:
 
 
 def _answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    limits = Limits(file_bytes=request["file_bytes"], passwords=request["passwords"])
+    limits = Limits(file_bytes=request["file_bytes"], passwords=request["passwords"], passed=request["passed"])
     reason: str | None = None
     try:
         for found in parse_file(Path(request["path"]), request["source"], limits):
@@ -227,9 +258,11 @@ def _answer(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"end": True} if reason is None else {"end": True, "unreadable": reason}
 
 
-def _message(found: Document | LeftOut | None) -> dict[str, Any]:
+def _message(found: Document | LeftOut | Begun | None) -> dict[str, Any]:
     if found is None:
         return {"alive": True}
+    if isinstance(found, Begun):
+        return {"begun": True}
     if isinstance(found, LeftOut):
         return {"left_out": found.reason}
     sections = [(section.heading, section.start, section.end, section.page) for section in found.sections]
@@ -257,12 +290,15 @@ def _limit_time(seconds: int) -> None:
 
 
 def _peak_bytes() -> int:
-    """Return the most memory that this process has held, 0 where that is not told."""
+    """Return the most memory that this program has held, 0 where that is not told.
+
+    What `getrusage` tells begins with the size of the process that started this one.
+    """
     try:
-        import resource
-    except ModuleNotFoundError:
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 if __name__ == "__main__":

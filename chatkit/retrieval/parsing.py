@@ -21,11 +21,16 @@ _RECORDS = {"csv": "tables", "jsonl": "records", "wikitext": "wikitext"}
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much of one file is read, and with which passwords."""
+    """How much of one file is read, and with which passwords.
+
+    Attributes:
+        passed: records from the first that are passed over, of files that say when a record is begun.
+    """
 
     file_bytes: int = MAX_FILE_BYTES
     text: int = MAX_TEXT
     passwords: Sequence[str] = ()
+    passed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,12 @@ class LeftOut:
     reason: str
 
 
-def parse_file(path: Path, source: str, limits: Limits | None = None) -> Iterator[Document | LeftOut | None]:
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The next record is begun: where one may cost too much, it is known which it was."""
+
+
+def parse_file(path: Path, source: str, limits: Limits | None = None) -> Iterator[Document | LeftOut | Begun | None]:
     """Yield the documents in a file, what is left out of it, and None as a sign of life between far-off documents.
 
     Args:
@@ -67,7 +77,10 @@ def parse_file(path: Path, source: str, limits: Limits | None = None) -> Iterato
         yield from map(LeftOut, left_out)
     else:
         module = importlib.import_module(f"chatkit.retrieval.formats.{_RECORDS[kind]}")
-        for found in module.documents(path, source):
+        found_in = (
+            module.documents(path, source, limits.passed) if kind == "wikitext" else module.documents(path, source)
+        )
+        for found in found_in:
             yield _checked(found, limits) if isinstance(found, Document) else found
 
 

@@ -4,10 +4,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from chatkit.retrieval.document import Document
+from chatkit.errors import MissingExtra
+from chatkit.retrieval.document import Document, Section, Unreadable
 from chatkit.retrieval.entries import DocumentReader
+
+_BLOCK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +34,71 @@ class DatasetRows:
 
     @property
     def digest(self) -> str:
-        """Names what is read; empty unless a revision is given, for then the rows may have changed."""
-        if not self.revision:
+        """Names what is read; empty without a revision or local files, for then the rows may have changed."""
+        files = [_digest(Path(file)) for file in self.data_files]
+        if not self.revision and not (files and all(files)):
             return ""
-        told = [self.path, self.name, self.split, self.revision, self.data_files, self.limit, dict(self.columns)]
+        told = [self.path, self.name, self.split, self.revision, files, self.limit, dict(self.columns)]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def documents(self, reader: DocumentReader) -> Iterator[Document]:
-        """Yield a document a row."""
-        raise NotImplementedError
+        """Yield a document a row: its source is the row's address, or else the data set with the row's id or number.
 
-    def _load(self) -> Any:
-        raise NotImplementedError
+        Raises:
+            Unreadable: the data set is not there, has no such column, or breaks off.
+            MissingExtra: `datasets` is not installed.
+        """
+        rows = self._rows()
+        empty = 0
+        try:
+            for number, row in enumerate(islice(rows, self.limit or None), start=1):
+                document = self._document(row, number)
+                if document is None:
+                    empty += 1
+                else:
+                    yield document
+        except Unreadable:
+            raise
+        except Exception as error:  # of the library, or of any of the file systems and formats behind it
+            raise Unreadable(f"breaks off ({_said(error)}); run again when it can be reached") from error
+        if empty:
+            reader.leave_out(self.source, f"rows without text: {empty}")
+
+    def _document(self, row: Mapping[str, Any], number: int) -> Document | None:
+        given = {name: str(row.get(self.columns.get(name, name)) or "") for name in ("id", "url", "title", "text")}
+        if self.columns.get("text", "text") not in row:
+            raise Unreadable(f"has no column {self.columns.get('text', 'text')!r}, only {', '.join(map(repr, row))}")
+        text = given["text"]
+        if not text.strip():
+            return None
+        source = given["url"] or f"{self.source}#{given['id'] or number}"
+        return Document(source, " ".join(given["title"].split()) or source, text, (Section("", 0, len(text)),))
+
+    def _rows(self) -> Any:
+        try:
+            import datasets
+        except ModuleNotFoundError as error:
+            raise MissingExtra("datasets", "datasets") from error
+        try:
+            return datasets.load_dataset(
+                self.path,
+                name=self.name or None,
+                split=self.split,
+                revision=self.revision or None,
+                data_files=list(self.data_files) or None,
+                streaming=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise Unreadable(f"cannot be opened ({_said(error)}); check its path, name, split and revision") from error
+
+
+def _digest(file: Path) -> str:
+    """Return the digest of a local file, empty for what is none."""
+    if not file.is_file():
+        return ""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -277,6 +277,12 @@ def test_any_nesting_of_code_tables_lists_formulas_and_headings_is_read_whole(pa
     assert sorted(re.sub(r"[^ab]", "", page.text)) == shown
 
 
+def test_navigation_is_read_only_where_it_lists_titles():
+    menu = "<nav><a href=/>Home</a> <a href=/all>All pages</a></nav>"
+    related = "<nav><ul><li><a href=/a>How the ports are chosen</a><li><a href=/b>When a lease runs out</a></ul></nav>"
+    assert read(f"{menu}<p>Words.{related}").text == "Words.\n\n- How the ports are chosen\n- When a lease runs out"
+
+
 def test_a_page_nested_deeper_than_a_recursion_goes_is_read():
     assert read("<ul><li>" * 3000 + "deep").text.endswith("- deep")
     assert read("<div><p><b>" * 3000 + "deep").text == "deep"

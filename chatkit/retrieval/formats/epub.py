@@ -33,12 +33,14 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
         texts: list[str] = []
         sections: list[Section] = []
         at = 0
+        reason = ""
         for name in _spine(book, folder):
             try:
                 chapter = html.read(archive.read(name))
             except Unreadable as error:
                 if str(error) != html.SHOWS_NOTHING:
-                    leave_out(f"chapter {name} {error}")
+                    reason = f"chapter {name}: {error}"
+                    leave_out(reason)
                 continue
             sections += [
                 Section(_placed(section, chapter), at + section.start, at + section.end) for section in chapter.sections
@@ -47,6 +49,8 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
             at += len(chapter.text) + len(_BETWEEN)
             if at > limits.text:
                 raise Unreadable(f"holds more than {limits.text} characters of text; split it")
+    if reason and not texts:
+        raise Unreadable(reason)
     title = book.findtext(".//{*}metadata/{*}title") or ""
     return Page(" ".join(title.split()), "".join(texts[:-1]), tuple(sections))
 

@@ -13,6 +13,8 @@ _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 _TEXT = f"{_A}t"
 # Parts of a slide that the library has no name for: what they are called in a slide's list of parts.
 _DIAGRAM, _COMMENTS = "diagramData", "comments"
+# What PowerPoint writes where nobody gave a title.
+_NO_TITLES = frozenset({"PowerPoint Presentation", "Slide 1"})
 _COMMENT_WORDS = frozenset({"text", "t"})
 
 
@@ -33,7 +35,8 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
     for number, slide in enumerate(deck.slides, start=1):
         paper.page(number)
         _slide(slide, number, paper)
-    return paper.finish(deck.core_properties.title or paper.title)
+    title = deck.core_properties.title or ""
+    return paper.finish("" if title in _NO_TITLES else title)
 
 
 def _slide(slide: Any, number: int, paper: Paper) -> None:

@@ -39,25 +39,38 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
     except (KeyError, ValueError, TypeError) as error:
         raise Unreadable(f"is damaged ({error}); save it anew") from error
     paper = Paper()
-    size = 0
+    bare: list[str] = []  # sheets that hold drawings only, or nothing
+    room = limits.text
     for sheet in book.worksheets:
-        paper.heading(2, sheet.title)
-        sheet.reset_dimensions()  # what a sheet says of its size is often wrong
-        for block in _blocks(sheet.iter_rows(values_only=True)):
-            paper.gap()
-            for line in said(block):
-                size += len(line)
-                if size > limits.text:
-                    raise Unreadable(f"holds more than {limits.text} characters of text; split it")
-                paper.line(line)
-    for sheet in book.chartsheets:
-        paper.heading(2, sheet.title)
-    for name, lines in (("Charts and drawings", drawn), ("Comments", comments)):
+        size = _sheet(sheet, paper, room)
+        if size > room:
+            raise Unreadable(f"holds more than {limits.text} characters of text; split it")
+        room -= size
+        if not size:
+            bare.append(sheet.title)
+    drawn = [*bare, *(sheet.title for sheet in book.chartsheets), *drawn]
+    for name, lines in (("Charts and drawings", drawn if len(drawn) > len(bare) else []), ("Comments", comments)):
         if lines:
             paper.heading(2, name)
         for line in lines:
             paper.line(line)
     return paper.finish(book.properties.title or "")
+
+
+def _sheet(sheet: Any, paper: Paper, room: int) -> int:
+    """Put the rows of a sheet under its name; return the characters put, or as soon as there are more than `room`."""
+    sheet.reset_dimensions()  # what a sheet says of its size is often wrong
+    size = 0
+    for block in _blocks(sheet.iter_rows(values_only=True)):
+        if not size:
+            paper.heading(2, sheet.title)
+        paper.gap()
+        for line in said(block):
+            size += len(line)
+            if size > room:
+                return size
+            paper.line(line)
+    return size
 
 
 def _blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[list[str]]]:
