@@ -1,10 +1,7 @@
 import asyncio
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from filelock import FileLock
@@ -232,39 +229,6 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_live_version(
     assert "BadIndex: the index 'docs' could not be written" in complaint
     assert answers(indexes, encoder) == before
     assert not list((indexes / "docs").glob(".building-*"))
-
-
-def test_a_killed_build_leaves_the_live_version_answering(
-    corpus, build, indexes, encoder, encoder_folder, encoder_cache
-):
-    build()
-    lasts = build_seconds(corpus, indexes, encoder_folder, encoder_cache)
-    rng = random.Random(11)
-    for number in range(4):
-        changed(corpus, number)
-        process = start_build(encoder_folder, encoder_cache, indexes)
-        time.sleep(rng.uniform(0, lasts))
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert "port 8080" in answers(indexes, encoder)[0]
-    changed(corpus, 99)
-    assert not build().up_to_date
-    assert not list((indexes / "docs").glob(".building-*"))
-    assert "Round 99" in answers(indexes, encoder, "Which round is it, with words for the encoder?")[0]
-
-
-def changed(corpus, number):
-    lines = "\n\n".join(f"Round {number} of a document, part {part}, with words for the encoder." for part in range(60))
-    (corpus / "round.txt").write_text(lines)
-
-
-def build_seconds(corpus, indexes, folder, cache):
-    """Measure how long a build lasts once the encoder is open, so that kills fall inside it."""
-    changed(corpus, 50)
-    process = start_build(folder, cache, indexes)
-    started = time.monotonic()
-    process.communicate(timeout=60)
-    return time.monotonic() - started
 
 
 def test_a_file_whose_name_is_not_utf8_is_read_under_a_name_that_is(corpus, indexes, encoder):
