@@ -107,7 +107,8 @@ def read_recipe(named: str) -> Recipe:
     tables = table.get("dataset", [])
     datasets = tuple(_dataset(entry, root, where) for entry in (tables if isinstance(tables, list) else [tables]))
     sources = _sources(table.get("sources", [] if datasets else None), where, may_be_empty=bool(datasets))
-    return Recipe(name, tuple(source if "://" in source else str(root / source) for source in sources), table.get("chunking", {}), datasets)
+    placed = tuple(source if "://" in source else str(root / source) for source in sources)
+    return Recipe(name, placed, table.get("chunking", {}), datasets)
 
 
 def _find(named: str) -> Path:
