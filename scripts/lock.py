@@ -27,6 +27,8 @@ LOCKS = {
         "--extra=quantize",
         "--extra=aws",
         "--extra=encryption",
+        "--extra=datasets",
+        "--extra=ray",
         "--group=dev",
     ],
     "requirements-ministack.lock": ["--group=pyproject.toml:ministack"],
