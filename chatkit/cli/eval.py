@@ -3,6 +3,7 @@
 import click
 
 from chatkit.cli.eval_answers import answers
+from chatkit.cli.eval_retrieval import retrieval
 
 
 @click.group("eval")
@@ -11,3 +12,4 @@ def eval() -> None:
 
 
 eval.add_command(answers)
+eval.add_command(retrieval)

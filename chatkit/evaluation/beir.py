@@ -59,10 +59,10 @@ def read_set(folder: Path, *, split: str = "test") -> BeirSet:
     """
     corpus = {}
     for where, row in _rows(folder, "corpus.jsonl"):
-        one = Document(_text(row, "_id", where), str(row.get("title") or ""), _text(row, "text", where))
+        one = Document(_id(row, where), str(row.get("title") or ""), str(row.get("text") or ""))
         corpus[one.id] = one
     queries = tuple(
-        Query(_text(row, "_id", where), _text(row, "text", where), _metadata(row, where))
+        Query(_id(row, where), _text(row, "text", where), _metadata(row, where))
         for where, row in _rows(folder, "queries.jsonl")
     )
     qrels: dict[str, dict[str, int]] = {}
@@ -88,6 +88,9 @@ def _lines(folder: Path, name: str) -> Iterator[tuple[str, str]]:
     """Yield where a line stands and the line, those that are not blank."""
     file = folder / name
     packed = file.with_name(file.name + ".gz")
+    if name.startswith("qrels/") and file.parent.is_dir() and not file.is_file() and not packed.is_file():
+        there = sorted({each.name.removesuffix(".gz").removesuffix(".tsv") for each in file.parent.glob("*.tsv*")})
+        raise NotFound(f"there is no {str(file)!r}; the splits there are: {', '.join(there) or 'none'}")
     if not file.is_file() and not packed.is_file():
         raise NotFound(f"there is no {str(file)!r} nor {packed.name!r}; expected a folder in the BEIR layout")
     with _open(file if file.is_file() else packed) as stream:
@@ -101,6 +104,13 @@ def _lines(folder: Path, name: str) -> Iterator[tuple[str, str]]:
 
 def _open(file: Path) -> TextIO:
     return gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+
+
+def _id(row: Mapping[str, Any], where: str) -> str:
+    value = row.get("_id")
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise InvalidRequest(f"{where} has '_id' {value!r:.40}, expected text or a number")
+    return str(value)
 
 
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
@@ -118,13 +128,18 @@ def _metadata(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _judgement(line: str, where: str) -> tuple[str, str, int | None]:
-    """Return query, document and grade; no grade for the line of headings."""
-    parts = line.split("\t")
+    """Return query, document and grade; no grade for the line of headings.
+
+    The form of TREC, with a second column that says nothing, is read too.
+    """
+    parts = [part.strip() for part in (line.split("\t") if "\t" in line else line.split())]
+    if len(parts) == 4:
+        del parts[1]
     if len(parts) != 3:
         raise InvalidRequest(f"{where} is {line[:60]!r}, expected query, document and grade with tabs between")
-    if parts[2] == "score":
-        return parts[0], parts[1], None
     try:
         return parts[0], parts[1], int(float(parts[2]))
     except ValueError:
+        if where.startswith("line 1 of "):
+            return parts[0], parts[1], None
         raise InvalidRequest(f"{where} has the grade {parts[2]!r:.40}, expected a number") from None

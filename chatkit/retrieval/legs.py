@@ -45,6 +45,10 @@ class Legs:
         self._metric = metric
         self._pool = pool or fusion.POOL
 
+    def with_pool(self, pool: int) -> "Legs":
+        """Return the same open legs with so many candidates of each."""
+        return Legs(self._vectors, self._lexical, self._entry, metric=self._metric, pool=pool)
+
     def weight(self, asked: float | None = None) -> float:
         """Return the weight of the dense leg: what was asked for, else the index's own; 1 without a lexical leg."""
         if self._lexical is None:
