@@ -2,7 +2,9 @@ import random
 
 from chatkit.retrieval.building.near import NearDuplicates
 
-WORDS = [f"{a}{b}{c}" for a in ("ba", "ko", "mi", "tu", "le") for b in ("ran", "sol", "pim") for c in ("a", "et", "is", "o")]
+WORDS = [
+    f"{a}{b}{c}" for a in ("ba", "ko", "mi", "tu", "le") for b in ("ran", "sol", "pim") for c in ("a", "et", "is", "o")
+]
 
 
 def passage(chance, words=90):

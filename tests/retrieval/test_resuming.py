@@ -84,7 +84,9 @@ def hits(indexes, encoder, query):
 def long_text(corpus, count, start=0):
     """Write a text of `count` chunks of one sentence each."""
     lines = [
-        f"Entry {number} of the list names the {number * 7919 % 1009}th shelf of the store, " + "and its box " * 25 + "."
+        f"Entry {number} of the list names the {number * 7919 % 1009}th shelf of the store, "
+        + "and its box " * 25
+        + "."
         for number in range(start, start + count)
     ]
     (corpus / "long.txt").write_text("\n\n".join(lines))
@@ -148,7 +150,9 @@ def test_ctrl_c_is_heard_within_a_batch_and_the_next_build_goes_on(corpus, build
     assert "cut" not in {progress.stage for progress in seen}  # the chunks were there already
 
 
-def test_only_a_changed_file_is_read_and_only_its_new_passages_are_embedded(corpus, build, indexes, encoder, monkeypatch):
+def test_only_a_changed_file_is_read_and_only_its_new_passages_are_embedded(
+    corpus, build, indexes, encoder, monkeypatch
+):
     build()
     read = []
     monkeypatch.setattr(

@@ -27,14 +27,16 @@ QUESTIONS = ["Which port does the service listen on?", "How are backups made?", 
 @pytest.fixture
 def library(corpus):
     """More files than the corpus has, some the same, some nearly, one of many records, one that cannot be read."""
-    words = "blue red green grey brown white black round square long short old new tall small".split()
+    words = ("blue", "red", "green", "grey", "brown", "white", "black", "round", "square", "long", "short")
     for number in range(36):
         named = " ".join(random.Random(number % 30).choices(words, k=60))
         (corpus / f"shelf-{number % 30:02d}-{number}.md").write_text(
             f"# Shelf {number % 30}\n\n## Boxes\n\nThe boxes are {named}.\n\n## Lamps\n\nEach has a lamp.\n"
         )
     (corpus / "near.md").write_text((corpus / "shelf-03-3.md").read_text().replace("The boxes", "All boxes"))
-    (corpus / "rows.jsonl").write_text("".join(f'{{"text": "Row {row} is of the {row}th file."}}\n' for row in range(9)))
+    (corpus / "rows.jsonl").write_text(
+        "".join(f'{{"text": "Row {row} is of the {row}th file."}}\n' for row in range(9))
+    )
     (corpus / "bad.txt").write_bytes(b"\xff\xfd")
     return corpus
 
@@ -104,7 +106,11 @@ def test_sources_that_came_split_make_the_same_index(whole, library, indexes, en
 def test_a_shard_is_plain_files_and_nothing_else_is_left(library, encoder, tmp_path):
     report = make_shards(tmp_path / "shards", encoder, 1)[0]
     assert [entry.name for entry in (tmp_path / "shards").iterdir()] == ["shard-0001-of-0001"]
-    assert sorted(entry.name for entry in report.folder.iterdir()) == ["chunks.parquet", "shard.json", "sources.parquet"]
+    assert sorted(entry.name for entry in report.folder.iterdir()) == [
+        "chunks.parquet",
+        "shard.json",
+        "sources.parquet",
+    ]
     table = json.loads((report.folder / "shard.json").read_text())
     assert (table["number"], table["of"], table["counts"]["passages"]) == (1, 1, report.passages)
     assert table["plan"]["encoder"]["fingerprint"] == encoder.fingerprint
@@ -133,7 +139,9 @@ def test_shards_that_do_not_belong_together_are_refused(library, indexes, encode
     shutil.copytree(first, tmp_path / "copy" / first.name)
     with pytest.raises(BadIndex, match=r"has \[1\] more than once"):
         merge_shards([out, tmp_path / "copy"], indexes, name="merged", encoder=encoder)
-    embed_shard(["corpus"], out, share=Share(1, 2), encoder=encoder, options=BuildOptions().with_chunking({"max_tokens": 64}))
+    embed_shard(
+        ["corpus"], out, share=Share(1, 2), encoder=encoder, options=BuildOptions().with_chunking({"max_tokens": 64})
+    )
     with pytest.raises(BadIndex, match="are not of one index"):
         merge_shards([out], indexes, name="merged", encoder=encoder)
     file = first / "shard.json"
@@ -141,7 +149,7 @@ def test_shards_that_do_not_belong_together_are_refused(library, indexes, encode
     with pytest.raises(IndexMismatch, match="made with the encoder 'another'"):
         merge_shards([make_alone(tmp_path, file)], indexes, name="merged", encoder=encoder)
     (first / "chunks.parquet").write_bytes(b"PAR1")
-    with pytest.raises(BrokenIndex, match="chunks.parquet' was changed"):
+    with pytest.raises(BrokenIndex, match=r"chunks\.parquet' was changed"):
         merge_shards([first], indexes, name="merged", encoder=encoder)
     assert not (indexes / "merged" / "current").exists()
 
