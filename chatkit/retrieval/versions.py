@@ -66,9 +66,14 @@ def to_keep(index: IndexFolder, fingerprint: str, keep: int = 1) -> list[str]:
 
 
 def remove_old(index: IndexFolder, keep: int) -> list[str]:
-    """Remove all versions but the live one and the `keep` newest before it; returns them. Needs the lock."""
-    live = index.current()
-    stay = {live, *before_live(index)[:keep]}
+    """Remove all versions but the live one and the `keep` newest before it; returns them. Needs the lock.
+
+    Where none is live, none is removed.
+    """
+    pointer = index.pointer()
+    if pointer is None or pointer.text not in index.versions():
+        return []
+    stay = {pointer.text, *before_live(index)[:keep]}
     gone = [version for version in index.versions() if version not in stay]
     for version in gone:
         shutil.rmtree(index.version_folder(version), ignore_errors=True)

@@ -88,6 +88,66 @@ def test_either_sources_or_a_recipe_are_wanted(corpus, arguments):
     assert "Give sources or --recipe" in result.stderr
 
 
+def test_shards_are_made_and_merged_from_the_command_line(corpus):
+    for number in (1, 2):
+        made = run("corpus", "--shard", f"{number}/2", "--out", "shards", "--json")
+        assert made.exit_code == 0
+        assert f"shard {number}/2 made in" in made.stderr
+        report = json.loads(made.stdout)
+        assert (report["number"], report["of"]) == (number, 2)
+    merged = CliRunner().invoke(group, ["index", "merge", "shards", "--name", "mine", "--json"], catch_exceptions=False)
+    report = json.loads(merged.stdout)
+    assert (report["name"], report["passages"], report["embedded"], report["vectors"]) == ("mine", 1, 0, "flat")
+    assert "index 'mine' built in" in merged.stderr
+    assert "is up to date" in run("corpus", "--name", "mine").stderr
+
+
+@pytest.mark.parametrize("arguments", [["--shard", "1/2"], ["--out", "shards"], ["--already-split"]])
+def test_a_shard_needs_a_folder(corpus, arguments):
+    result = run("corpus", *arguments)
+    assert result.exit_code == 2
+    assert "Give --shard and --out together" in result.stderr
+
+
+def test_the_kind_of_vectors_is_chosen_or_named(corpus):
+    assert json.loads(run("corpus", "--json").stdout)["vectors"] == "flat"
+    assert json.loads(run("corpus", "--vectors", "sq8", "--json").stdout)["vectors"] == "sq8"
+    assert run("corpus", "--vectors", "round").exit_code == 2
+    assert run("corpus", "--recall", "0").exit_code == 2
+
+
+def test_what_is_spare_is_removed_and_counted(corpus):
+    for port in (1, 2, 3):
+        (corpus / "ports.md").write_text(f"# Guide\n\nThe service listens on port {port}.\n")
+        run("corpus", "--keep-versions", "5")
+    done = CliRunner().invoke(group, ["index", "gc", "docs", "--json"], catch_exceptions=False)
+    removed = json.loads(done.stdout)
+    assert (removed["versions"], removed["kept"], removed["spare"]) == (["000001"], ["000002", "000003"], 1)
+    done = CliRunner().invoke(group, ["index", "gc", "docs", "--keep-versions", "0"], catch_exceptions=False)
+    assert "index 'docs': 1 versions and 1 vectors removed" in done.stdout
+
+
+def test_a_build_that_is_stopped_says_how_to_go_on(corpus, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chatkit.retrieval.build.embed_missing", stop)
+    with pytest.raises(SystemExit) as stopped:
+        main(["prepare-index", "corpus"])
+    assert stopped.value.code == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+def test_progress_has_the_rate_and_the_time_that_is_left():
+    from chatkit.cli._building import _line
+    from chatkit.retrieval.building.progress import Progress
+
+    cut = Progress("cut", 3, 9, chunks=40, chunks_per_s=80.0, skipped=1, eta_s=75.2)
+    assert _line(cut) == "cut 3 of 9 files, 40 chunks, 80 chunks/s, 1 min 15 s left, 1 skipped"
+    embed = Progress("embed", 9, 9, chunks=256, chunks_total=51200, embedded=128, chunks_per_s=7.0, eta_s=7277.7)
+    assert _line(embed) == "embedded 256 of 51200 chunks of 9 files, 7 chunks/s, 2 h 01 min left, 0 skipped"
+
+
 def test_a_missing_source_exits_with_wrong_input(corpus, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["prepare-index", "corpsu"])

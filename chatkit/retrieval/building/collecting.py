@@ -80,7 +80,6 @@ def trim_cache(index: layout.IndexFolder) -> tuple[int, int]:
         by_file.setdefault(file, []).append((index.version_folder(version), manifest))
     for file in sorted(folder.glob("*")) if folder.is_dir() else ():
         if file not in by_file:
-            dropped += 0 if file.suffix != cache.SUFFIX else 1
             file.unlink()
             continue
         users = by_file[file]
