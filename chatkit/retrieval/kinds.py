@@ -25,7 +25,7 @@ _MOST_RECALL_OF_BYTES = 0.985
 # Neighbours of each node of the graph. With 384 dimensions 656 bytes a vector.
 _GRAPH = 32
 # Candidates while the graph is built.
-EF_CONSTRUCTION = 100
+EF_CONSTRUCTION = 200
 # Faiss wants 39 rows a list to train on.
 TRAIN_ROWS_PER_LIST = 39
 _MOST_LISTS = 65536

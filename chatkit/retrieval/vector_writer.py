@@ -14,8 +14,9 @@ from chatkit.retrieval.vectors import ROWS, Vectors, import_faiss, normalised
 
 # Rows that are added at a time.
 _SLICE = 16384
-# Stored vectors that are searched for to tune a search, and how many of those added are looked at for it.
+# Vectors that are searched for to tune a search, and how far they are moved from stored ones.
 _TUNED_ON = 200
+_MOVED = 0.4
 _EFFORTS = {
     "ef": (24, 32, 48, 64, 96, 128, 192, 256, 384, 512),
     "nprobe": (8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 2048),
@@ -152,22 +153,22 @@ class VectorWriter:
         self._tuning = np.concatenate([self._tuning[keep], take])
 
     def _tuned(self, entry: VectorsEntry, recall: float) -> VectorsEntry:
-        """Return twice the cheapest search that finds the neighbours of stored vectors.
+        """Return the cheapest search that finds the neighbours; half of what may be missed is left for the bytes.
 
-        What bytes lose comes on top, so half of what may be missed is left for that; and questions lie further from
-        the passages than these do from one another, which takes twice the effort.
+        Stored vectors are easy to find and so are their neighbours; questions lie further off. A stored vector that is
+        moved by part of the difference of two others takes the same effort as questions do.
         """
         name = "ef" if self._kind.name == "hnsw_sq8" else "nprobe"
         wanted = 1 - (1 - recall) / 2
-        exact = Vectors(self._index, VectorsEntry(entry.kind, entry.factory, entry.search), "ip")
-        truth = exact.exactly(self._tuning, _K + 1)
+        stored = self._tuning
+        asked = stored + _MOVED * (np.roll(stored, 1, axis=0) - np.roll(stored, 2, axis=0))
+        truth = Vectors(self._index, entry, self._metric).exactly(asked, _K)
         for effort in _EFFORTS[name]:
             if name == "nprobe" and effort > self._faiss.extract_index_ivf(self._index).nlist:
                 break
-            entry = VectorsEntry(entry.kind, entry.factory, {**entry.search, name: 2 * effort})
-            half = VectorsEntry(entry.kind, entry.factory, {**entry.search, name: effort})
-            _, found = Vectors(self._index, half, "ip").search(self._tuning, _K + 1)
-            if recall_of(found, truth) * (_K + 1) - 1 >= wanted * _K:  # each finds itself
+            entry = VectorsEntry(entry.kind, entry.factory, {**entry.search, name: effort})
+            _, found = Vectors(self._index, entry, self._metric).search(asked, _K)
+            if recall_of(found, truth) >= wanted:
                 break
         return entry
 

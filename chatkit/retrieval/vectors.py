@@ -144,6 +144,7 @@ class Vectors:
 
     def exactly(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         """Return the nearest rows, (n, k) int64, as a comparison with every stored vector finds them."""
+        queries = np.ascontiguousarray(normalised(queries) if self._metric == "cosine" else queries, dtype=np.float32)
         if self._exact is not None:
             _, found = self._exact.search(queries, k)
         else:
