@@ -17,6 +17,7 @@ from chatkit.evaluation import curve, legs, ranking
 from chatkit.evaluation.beir import BeirSet, Query, read_set
 from chatkit.evaluation.report import Report
 from chatkit.planning import weighed
+from chatkit.retrieval.legs import Legs
 from chatkit.settings import Settings
 from chatkit.types import QueryPart
 
@@ -139,13 +140,14 @@ def _encoder_of(prefix: str, encode: Callable[[Sequence[str]], Vector]) -> Calla
     def vector(parts: Sequence[QueryPart]) -> Vector:
         found = encode([prefix + part.text for part in parts])
         weights = np.array([[part.weight] for part in parts], dtype=np.float32)
-        return (found * weights).sum(axis=0, keepdims=True, dtype=np.float32)
+        summed: Vector = (found * weights).sum(axis=0, keepdims=True, dtype=np.float32)
+        return summed
 
     return vector
 
 
 def _search(
-    one: _Judged, searched: legs.Legs, encode: Callable[[Sequence[QueryPart]], Vector], weight: float | None
+    one: _Judged, searched: Legs, encode: Callable[[Sequence[QueryPart]], Vector], weight: float | None
 ) -> None:
     """Search each way; the time of the encoding, done once, is counted to each that needs it."""
     parts = [QueryPart(one.query.text)]
