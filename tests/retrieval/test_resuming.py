@@ -184,6 +184,24 @@ def test_chunks_that_are_taken_over_are_those_that_were_cut(corpus, build):
     assert [row for row in second.to_pylist() if row["source"] != "corpus/notes.txt"] == kept
 
 
+class Prefixed(Counting):
+    """The real encoder, whose passages are embedded with something before them."""
+
+    passage_prefix = "passage: "
+
+
+def test_another_prefix_before_passages_embeds_all_of_them_again(corpus, build, indexes, encoder):
+    build()
+    prefixed = Prefixed(encoder)
+    report = build_index(["corpus"], indexes, name="docs", encoder=prefixed)
+    assert (report.up_to_date, report.embedded) == (False, report.passages)
+    assert all(text.startswith("passage: ") for text in prefixed.embedded[: report.passages])
+    assert not prefixed.embedded[report.passages :]
+    assert build_index(["corpus"], indexes, name="docs", encoder=prefixed).up_to_date
+    back = build()  # what the first build made is still in the cache
+    assert (back.up_to_date, back.embedded) == (False, 0)
+
+
 def test_a_source_that_is_removed_leaves_no_passage(corpus, build, indexes, encoder):
     build()
     (corpus / "network.md").unlink()
