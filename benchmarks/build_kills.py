@@ -82,7 +82,7 @@ class Options:
     kept: int = 100
     swaps: int = 40
     batch: int = 0
-    weights: tuple[int, ...] = (1, 1, 2, 5, 4)
+    weights: tuple[int, ...] = (1, 1, 2, 8, 4)
     within: float = 1.0
     models: Path | None = None
     after_kill: Callable[[Path], None] = lambda _: None

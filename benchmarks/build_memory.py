@@ -11,7 +11,7 @@ lexical leg, vectors, checks.
 |---|---|
 | `base_mb` | of the process before it builds, with everything imported |
 | `peak_mb@N`, `reader_peak_mb@N` | the most memory of the build with N passages, and of the process that reads |
-| `bytes_a_passage` | by which the peak grows from the smallest corpus to the largest |
+| `bytes_a_passage` | by which the peak grows between the two largest corpora |
 | `text_mb@N`, `index_mb@N`, `seconds@N` | size of the sources and of the version, and what the build took |
 """
 
@@ -110,8 +110,8 @@ def measure(sizes: Sequence[int], vectors: str) -> Report:
         figures |= {f"{name}@{size}": value for name, value in row["figures"].items()}
         rows.append(row)
     if len(sizes) > 1:
-        grown = figures[f"peak_mb@{sizes[-1]}"] - figures[f"peak_mb@{sizes[0]}"]
-        figures["bytes_a_passage"] = grown * _MB / (sizes[-1] - sizes[0])
+        grown = figures[f"peak_mb@{sizes[-1]}"] - figures[f"peak_mb@{sizes[-2]}"]
+        figures["bytes_a_passage"] = grown * _MB / (sizes[-1] - sizes[-2])
     return Report("build_memory", {"chunks": list(sizes), "vectors": vectors or "chosen"}, figures, rows)
 
 
