@@ -15,7 +15,7 @@ from chatkit.retrieval.vectors import import_faiss
 
 _K = 10
 # Rows of each at most, and the least that say anything.
-_MOST, _LEAST = 20_000, 500
+_MOST, _LEAST = 20_000, 200
 # The graph, and a search with little enough effort that it misses some.
 _FACTORY, _EF = "HNSW32,Flat", 32
 # Neighbours that the local dimension is estimated from.
