@@ -190,7 +190,7 @@ class Lexical:
         if rows is not None:
             must = self._tantivy.Occur.Must
             query = self._tantivy.Query.boolean_query([(must, self._within(rows)), (must, query)])
-        hits = self._searcher.search(query, k, count=False).hits
+        hits = self._searcher.search(query, min(k, len(self)), count=False).hits
         found = self._searcher.fast_field_values(_ROW, [address for _, address in hits])
         return [(int(row), float(score)) for row, (score, _) in zip(found, hits, strict=True)]
 

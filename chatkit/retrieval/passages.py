@@ -259,7 +259,7 @@ class Passages:
                 `[ab]` for one of some. Case matters.
 
         Raises:
-            InvalidRequest: for another name.
+            InvalidRequest: for another name, or brackets that are no set of characters.
             BrokenIndex: the file cannot be read any more.
         """
         for name in where:
@@ -320,7 +320,10 @@ class Passages:
         if not _GLOB.search(pattern):
             matched = pyarrow.compute.equal(column, pattern)
         else:
-            matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+            try:
+                matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+            except pyarrow.ArrowInvalid as error:
+                raise InvalidRequest(f"the pattern {pattern[:80]!r} for {name} is none ({error}); write [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)
 
     def _read(self, name: str, read: Any) -> Any:
