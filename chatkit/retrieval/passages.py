@@ -323,7 +323,7 @@ class Passages:
             try:
                 matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
             except pyarrow.ArrowInvalid as error:
-                raise InvalidRequest(f"the pattern {pattern[:80]!r} for {name} is none ({error}); write [a-z]") from None
+                raise InvalidRequest(f"{pattern[:80]!r} is no pattern for {name} ({error}); write e.g. [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)
 
     def _read(self, name: str, read: Any) -> Any:
