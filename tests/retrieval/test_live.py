@@ -15,8 +15,8 @@ from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest,
 from chatkit.retrieval import vectors
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import SearchOptions, VectorIndex
-from chatkit.retrieval.legs import Legs
 from chatkit.retrieval.layout import IndexFolder
+from chatkit.retrieval.legs import Legs
 from chatkit.retrieval.live import LiveIndexes
 from chatkit.retrieval.manifest import Manifest
 from tests.retrieval.bad_manifests import BAD_MANIFESTS, spoil
