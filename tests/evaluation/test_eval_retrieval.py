@@ -25,7 +25,7 @@ QUERIES = {
     "q1": ("Which port does the service listen on?", {"ports": 2}, None),
     "q2": ("How do I save a copy of the sessions?", {"backup": 1}, None),
     "q3": ("What is the rate limit for messages?", {"quota": 1, "absent": 1}, None),
-    "q4": ("And how long?", {"lease": 1}, ["When does a worker lose a turn to another?"]),
+    "q4": ("And after that?", {"lease": 1}, ["When does a worker lose a turn to another?"]),
     "unjudged": ("Nothing is known of this.", {}, None),
 }
 HEADINGS = "query-id\tcorpus-id\tscore"

@@ -111,7 +111,8 @@ def test_nothing_in_a_query_is_an_operator(opened, query):
 def test_a_very_long_query_is_read_in_part_and_goes_by_its_rarest_words(opened):
     page = " ".join(f"word{number}" for number in range(3000))
     assert rows(opened, "backups " + page) == [2]
-    assert rows(opened, page + " backups") == [2]
+    assert rows(opened, page[:5000] + " backups") == [2]
+    assert rows(opened, page + " backups") == []
     assert len(opened.words_of(page)) == 96
     assert rows(opened, "备份" * 50_000) == [3]
 
