@@ -263,7 +263,7 @@ class Passages:
                 `[ab]` for one of some. Case matters.
 
         Raises:
-            InvalidRequest: for another name.
+            InvalidRequest: for another name, or brackets that are no set of characters.
             BrokenIndex: the file cannot be read any more.
         """
         for name in where:
@@ -325,7 +325,10 @@ class Passages:
         if not _GLOB.search(pattern):
             matched = pyarrow.compute.equal(column, pattern)
         else:
-            matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+            try:
+                matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+            except pyarrow.ArrowInvalid as error:
+                raise InvalidRequest(f"{pattern[:80]!r} is no pattern for {name} ({error}); write e.g. [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)
 
     def _read(self, name: str, read: Any) -> Any:
