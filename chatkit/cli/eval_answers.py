@@ -13,7 +13,7 @@ from chatkit.settings import load_settings
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--limit", default=0, metavar="INT", help="Ask the first so many questions; 0 asks all.")
 @click.option("--at-once", default=16, metavar="INT", help="Turns that run at a time.")
-@click.option("--max-new-tokens", default=48, metavar="INT", help="Length of a reply, in tokens.")
+@click.option("--max-new-tokens", default=32, metavar="INT", help="Length of a reply, in tokens.")
 @click.option("--instructions", default="", metavar="TEXT", help="A system message of your own, after the service's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every question and reply.")
 @setting_options(

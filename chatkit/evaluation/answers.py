@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit import indexing, wiring
+from chatkit.engines import source_sentences
 from chatkit.errors import InvalidRequest
 from chatkit.evaluation import answer_text
 from chatkit.evaluation.beir import BeirSet, Query, read_set
@@ -24,8 +25,8 @@ from chatkit.types import ChatRequest, Message, Passage, Reply, RetrievalOptions
 INDEX = "eval"
 _GOLD = "gold:"
 WAYS = ("closed", "retrieved", "gold")
-# A reply that says more of a passage than this has copied it.
-COPIED = 0.5
+# A reply that says more of a passage than this has copied it, and one of which more stands in a passage quotes it.
+COPIED = QUOTED = 0.5
 
 Progress = Callable[[int, int], None]
 
@@ -43,7 +44,7 @@ class AnswerEval:
 
     limit: int = 0
     at_once: int = 16
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     instructions: str = ""
     k: int = 0
 
@@ -202,6 +203,7 @@ def _row(one: _Asked, ids: Mapping[str, str]) -> dict[str, Any]:
     found = one.replies["retrieved"]
     row["sources"] = [ids.get(Path(passage.source).name, passage.source) for passage in found.passages]
     row["copied"] = round(max((answer_text.copied(found.text, p.text) for p in found.passages), default=0.0), 4)
+    row["quoted"] = round(max((answer_text.quoted(found.text, p.text) for p in found.passages), default=0.0), 4)
     row["sentences"] = len(found.citations)
     row["supported"] = sum(citation.supported for citation in found.citations)
     row["citations_ms"] = _citations_ms(found)
@@ -216,8 +218,9 @@ def _citations_ms(reply: Reply) -> float:
 def answer_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the named figures of some rows.
 
-    `copied_half` is the share of replies that say more than half of one of the passages they were given again, and
-    `supported` the share of the sentences of replies with passages that are attributed to one.
+    `copied_half` is the share of replies that say more than half of one of the passages they were given again,
+    `quoted_half` that of replies which are for more than half one quote of a passage, and `supported` the share of the
+    sentences of replies with passages that are attributed to one.
     """
     answerable = [row for row in rows if row["answerable"]]
     figures: dict[str, float] = {}
@@ -228,6 +231,7 @@ def answer_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     figures["reply_words.closed"] = _mean(row["closed"]["words"] for row in answerable)
     figures["reply_words.gold"] = _mean(row["gold"]["words"] for row in answerable)
     figures["copied_half"] = _mean(row["copied"] > COPIED for row in answerable)
+    figures["quoted_half"] = _mean(row["quoted"] > QUOTED for row in answerable)
     sentences = sum(row["sentences"] for row in answerable)
     figures["supported"] = round(sum(row["supported"] for row in answerable) / max(1, sentences), 4)
     figures["with_source"] = _mean(bool(row["sources"]) for row in answerable)
@@ -267,6 +271,9 @@ def described(settings: Settings, folder: Path, what: AnswerEval) -> dict[str, A
         "engine": settings.engine,
         "system_prompt": settings.system_prompt,
         "min_score": settings.min_score,
+        "source_prompt": settings.source_prompt,
+        "source_sentences": source_sentences(settings),
+        "min_ratio": settings.min_ratio,
         "policy": settings.policy,
         "gate": settings.gate,
         "citations": settings.citations,
