@@ -11,14 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from chatkit.sentences import COMMON, sentence_spans, stem, words_of
-from chatkit.types import QueryPart
 
 # They ask, and say nothing of what is asked about.
 _ASKING = COMMON | {"how", "many", "much"}
 _HEADING = re.compile(r"#{1,6} ")
 
 
-def nearest_sentences(text: str, asked: Sequence[QueryPart], most: int) -> str:
+def nearest_sentences(text: str, asked: Sequence[str], most: int) -> str:
     """Return the sentences of `text` that share the most with what is asked, in their order.
 
     A word counts the more the fewer sentences of the text have it. Headings are left out. Where there are no more than
@@ -26,7 +25,7 @@ def nearest_sentences(text: str, asked: Sequence[QueryPart], most: int) -> str:
 
     Args:
         text: of a passage.
-        asked: the message, and what was said before it, each with what it counts.
+        asked: the message, then those before it, the newest first; one decides where all before it leave a tie.
         most: sentences that are kept; 0 keeps the whole text.
     """
     spans = [(start, end) for start, end in sentence_spans(text) if not _HEADING.match(text, start)] if most else []
@@ -34,14 +33,13 @@ def nearest_sentences(text: str, asked: Sequence[QueryPart], most: int) -> str:
         return text
     found = [{stem(word) for word in words_of(text[start:end])} for start, end in spans]
     having = Counter(word for words in found for word in words)
-    weights: dict[str, float] = {}
-    for part in asked:
-        for word in words_of(part.text):
-            if word.casefold() not in _ASKING and (root := stem(word)) in having:
-                rarity = math.log(1 + len(spans) / having[root])
-                weights[root] = max(weights.get(root, 0.0), part.weight * rarity)
-    scores = [sum(weights.get(word, 0.0) for word in sorted(words)) for words in found]
-    if not any(scores):
+    wanted = [{stem(word) for word in words_of(one) if word.casefold() not in _ASKING} for one in asked]
+
+    def score(at: int) -> list[float]:
+        return [sum(math.log(1 + len(spans) / having[word]) for word in sorted(found[at] & own)) for own in wanted]
+
+    scores = [score(at) for at in range(len(spans))]
+    if not any(map(any, scores)):
         return text
-    best = sorted(sorted(range(len(spans)), key=lambda at: -scores[at])[:most])
-    return " ".join(text[slice(*spans[at])] for at in best)
+    ranked = sorted(range(len(spans)), key=lambda at: scores[at], reverse=True)  # stable: of equals the first one
+    return " ".join(text[slice(*spans[at])] for at in sorted(ranked[:most]))

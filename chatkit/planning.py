@@ -203,7 +203,7 @@ class Planner:
             )
         today = datetime.now(UTC).strftime("%A, %d %B %Y")  # the day, no clock: the prefix holds until midnight
         most = self._options.source_sentences
-        asked = weighed(request.text, [turn.user for turn in turns if turn.user.strip()])
+        asked = [request.text, *(turn.user for turn in turns[: -_EARLIER - 1 : -1])]
         own = f"{self._options.system_prompt} Today is {today}." if self._options.system_prompt else ""
 
         def build() -> prompts.Prompt:

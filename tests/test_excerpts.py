@@ -3,7 +3,6 @@
 import pytest
 
 from chatkit.excerpts import nearest_sentences
-from chatkit.types import QueryPart
 
 TEXT = (
     "# The port of Hale\n\nPort Hale lies on the river Teal. Its lighthouse was built in 1871 by Ada Brandt. "
@@ -12,8 +11,7 @@ TEXT = (
 
 
 def excerpt(question: str, most: int = 1, text: str = TEXT, before: str = "") -> str:
-    earlier = [QueryPart(before, 0.4)] if before else []
-    return nearest_sentences(text, [QueryPart(question), *earlier], most)
+    return nearest_sentences(text, [question, before], most)
 
 
 @pytest.mark.parametrize(
@@ -40,8 +38,9 @@ def test_several_sentences_keep_their_order() -> None:
     )
 
 
-def test_an_earlier_message_counts_less_than_the_newest() -> None:
-    assert excerpt("And the library?", before="When was the lighthouse built?") == "- The library opened in 1902."
+def test_an_earlier_message_decides_only_where_the_newest_does_not() -> None:
+    before = "When was the lighthouse of Port Hale on the river Teal built by Ada Brandt?"
+    assert excerpt("And the library?", before=before) == "- The library opened in 1902."
     assert excerpt("And when?", before="When was the lighthouse built?") == (
         "Its lighthouse was built in 1871 by Ada Brandt."
     )
