@@ -40,6 +40,7 @@ class AnswerEval:
         at_once: turns that run at a time; the engine batches them.
         instructions: a system message of the evaluation's own, after the service's; "" for none.
         k: passages looked up for a query; 0 takes the service's setting.
+        only_retrieved: leave out the other two ways.
     """
 
     limit: int = 0
@@ -47,6 +48,12 @@ class AnswerEval:
     max_new_tokens: int = 32
     instructions: str = ""
     k: int = 0
+    only_retrieved: bool = False
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Return the ways in which an answerable query is asked."""
+        return ("retrieved",) if self.only_retrieved else WAYS
 
     def __post_init__(self) -> None:
         """Check every bound that the request does not check."""
@@ -138,7 +145,7 @@ async def _ask_all(
     settings: Settings, data: BeirSet, asked: Sequence[_Asked], what: AnswerEval, progress: Progress
 ) -> None:
     """Fill in the replies; `at_once` turns run beside each other, over the ways of all queries."""
-    jobs = [(one, way) for one in asked for way in WAYS if one.answerable or way == "retrieved"]
+    jobs = [(one, way) for one in asked for way in what.ways if one.answerable or way == "retrieved"]
     gate = asyncio.Semaphore(what.at_once)
     done = 0
 
@@ -224,12 +231,14 @@ def answer_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """
     answerable = [row for row in rows if row["answerable"]]
     figures: dict[str, float] = {}
+    ways = [way for way in WAYS if all(way in row for row in answerable)]
     for name in ("contains", "f1", "em"):
-        for way in WAYS:
+        for way in ways:
             figures[f"{name}.{way}"] = _mean(row[way][name] for row in answerable)
     figures["reply_words"] = _mean(row["retrieved"]["words"] for row in answerable)
-    figures["reply_words.closed"] = _mean(row["closed"]["words"] for row in answerable)
-    figures["reply_words.gold"] = _mean(row["gold"]["words"] for row in answerable)
+    for way in ways:
+        if way != "retrieved":
+            figures[f"reply_words.{way}"] = _mean(row[way]["words"] for row in answerable)
     figures["copied_half"] = _mean(row["copied"] > COPIED for row in answerable)
     figures["quoted_half"] = _mean(row["quoted"] > QUOTED for row in answerable)
     sentences = sum(row["sentences"] for row in answerable)
@@ -266,6 +275,7 @@ def described(settings: Settings, folder: Path, what: AnswerEval) -> dict[str, A
         "max_new_tokens": what.max_new_tokens,
         "instructions": what.instructions,
         "k": what.k or settings.k,
+        "only_retrieved": what.only_retrieved,
         "model": sources.name_of(settings.chat_model, "chat", settings.profile),
         "encoder": sources.name_of(settings.encoder, "encoder", settings.profile),
         "engine": settings.engine,

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from chatkit.cli.eval_answers import answers
 from chatkit.errors import InvalidRequest, NotFound
-from chatkit.evaluation.answers import AnswerEval, answer_figures, eval_answers
+from chatkit.evaluation.answers import WAYS, AnswerEval, answer_figures, eval_answers
 from chatkit.settings import load_settings
 
 CORPUS = [
@@ -114,6 +114,14 @@ def test_the_figures_are_means_over_the_answerable_questions() -> None:
     assert figures["quoted_half"] == 0.5
     assert figures["unanswerable.answered_with_source"] == 1.0
     assert figures["unanswerable.answered_with_support"] == 0.0
+
+
+def test_the_retrieved_replies_alone_have_their_figures_alone() -> None:
+    told = {key: value for key, value in row().items() if key not in ("closed", "gold")}
+    figures = answer_figures([told])
+    assert (figures["contains.retrieved"], figures["reply_words"]) == (1.0, 4.0)
+    assert not any(name.endswith((".closed", ".gold")) for name in figures)
+    assert (AnswerEval(only_retrieved=True).ways, AnswerEval().ways) == (("retrieved",), WAYS)
 
 
 def test_the_command_names_a_folder_that_is_none(tmp_path) -> None:
