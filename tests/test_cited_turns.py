@@ -77,7 +77,7 @@ async def test_the_operators_words_stand_before_the_passages() -> None:
 
 @pytest.mark.parametrize(("sentences", "said"), [(1, 1), (2, 2), (0, 3)])
 async def test_a_prompt_may_hold_the_nearest_sentences_of_a_passage_which_is_listed_whole(sentences, said) -> None:
-    text = "chatkit is small. chatkit listens on port 8080. Ports below 1024 need rights."
+    text = "It is small. It listens on port 8080. Ports below 1024 need rights."
     service = OpenChatKitService(
         ScriptedModel(["On 8080."]),
         KeywordModerator(),
@@ -87,7 +87,7 @@ async def test_a_prompt_may_hold_the_nearest_sentences_of_a_passage_which_is_lis
     )
     reply = await service.reply(ask("On which port does chatkit listen?"))
     (prompt,) = service.model.prompts
-    assert "chatkit listens on port 8080." in prompt
+    assert "It listens on port 8080." in prompt
     assert sum(part in prompt for part in ("is small", "port 8080", "below 1024")) == said
     assert ("[1] Serving" in prompt) is (sentences == 0)
     assert [passage.text for passage in reply.passages] == [text]
@@ -98,11 +98,11 @@ async def test_a_follow_up_without_a_telling_word_is_answered_from_the_sentence_
         ScriptedModel(["Yes."]),
         KeywordModerator(),
         MemoryStore(),
-        retriever=ListRetriever([Passage("p", "chatkit is small. chatkit listens on port 8080.")]),
+        retriever=ListRetriever([Passage("p", "It is small. It uses port 8080.")]),
         options=ServiceOptions(source_sentences=1),
     )
     await service.reply(ask())
-    await service.reply(replace(ask("And is it that one now? chatkit?"), request_id="request-2"))
+    await service.reply(replace(ask("And is it that one now?"), request_id="request-2"))
     assert [prompt.count("port 8080") for prompt in service.model.prompts] == [1, 1]
     assert not any("small" in prompt for prompt in service.model.prompts)
 
