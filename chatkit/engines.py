@@ -29,6 +29,15 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
     return await _ENGINES[settings.engine](settings, stack)
 
 
+def source_sentences(settings: Settings) -> int:
+    """Return how many sentences of a passage a prompt holds, 0 for whole passages."""
+    if settings.source_sentences >= 0 or settings.engine == "openai":  # what a server runs is not known here
+        return max(0, settings.source_sentences)
+    from chatkit.models import sources
+
+    return sources.source_sentences(settings.chat_model, settings.profile)
+
+
 def unused(settings: Settings) -> list[tuple[str, str]]:
     """Return the settings that are not at their default though the engine has no use for them, and whose they are."""
     found = []

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from chatkit import prompts, release
 from chatkit.conversation import Conversation
 from chatkit.errors import InvalidRequest, NotFound, TooLarge
+from chatkit.excerpts import nearest_sentences
 from chatkit.protocols import LanguageModel, Moderator, NewTurn, PartsRetriever, Retriever, Ticket, TurnStore
 from chatkit.retrievers import in_one
 from chatkit.types import ChatRequest, ModerationResult, Passage, QueryPart, Turn, check_id
@@ -36,6 +37,7 @@ class ServiceOptions:
 
     system_prompt: str = ""
     source_prompt: str = prompts.PASSAGE_HEADER
+    source_sentences: int = 0
     min_ratio: float = 0.0
     refusal: str = "I cannot help with that."
     gate: release.GateMode = "check_first"
@@ -200,6 +202,8 @@ class Planner:
                 f"max_new_tokens is {reserve}, but {self._model.name} holds {window} tokens of prompt and answer"
             )
         today = datetime.now(UTC).strftime("%A, %d %B %Y")  # the day, no clock: the prefix holds until midnight
+        most = self._options.source_sentences
+        asked = [request.text, *(turn.user for turn in turns[: -_EARLIER - 1 : -1])]
         own = f"{self._options.system_prompt} Today is {today}." if self._options.system_prompt else ""
 
         def build() -> prompts.Prompt:
@@ -213,6 +217,7 @@ class Planner:
                 window=window,
                 reserve=reserve,
                 header=self._options.source_prompt,
+                say=prompts.labelled if not most else lambda _, passage: nearest_sentences(passage.text, asked, most),
             )
 
         size = len(request.text) + len(request.instructions) + sum(len(passage.text) for passage in passages)

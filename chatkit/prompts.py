@@ -1,7 +1,9 @@
 """Prompts: turns, passages and a token budget in, one string out. Pure; knows no model, no store and no clock.
 
-Order: system message and history first, byte for byte the same from turn to turn so that prefix caches hit, then the
-passages of this turn, then the message. Whatever comes from outside has its role markers broken.
+Order: system message and history first, byte for byte the same from turn to turn so that prefix caches hit, then what
+to do with passages, then the message with the passages of this turn below it. Passages are no part of a system message:
+what a document says has no more weight than what the user says. Whatever comes from outside has its role markers
+broken.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +19,12 @@ KEEP_AFTER_DROP = 0.6
 # Passages may take this part of what the system message and the message leave free.
 PASSAGE_SHARE = 0.5
 
-# Chosen among five wordings by how many of tests/data/questions.jsonl the default model then answers.
-PASSAGE_HEADER = "You answer questions with a short quote from these sources."
+# Chosen among twenty wordings by how many of the first XQuAD questions the default model then answers. It keeps to a
+# text where it is told so in the words that it was tuned with, here those of its task of summing up a text.
+PASSAGE_HEADER = (
+    "Extract and present the answer to the question from the input text in one very short sentence, including "
+    "essential details like dates or locations if necessary."
+)
 
 # What stands in for a turn where only what a format writes around turns is to be counted.
 _EXCHANGE = (Message("user", "a"), Message("assistant", "a"))
@@ -42,6 +48,12 @@ class Prompt:
     dropped_passages: int = 0
 
 
+def labelled(number: int, passage: Passage) -> str:
+    """Return the whole passage under its title and section."""
+    heading = " - ".join(part for part in (passage.title, passage.section) if part) or passage.source
+    return f"[{number}] {heading}\n{passage.text}"
+
+
 def build_prompt(
     form: PromptFormat,
     count: Callable[[str], int],
@@ -53,6 +65,7 @@ def build_prompt(
     window: int,
     reserve: int,
     header: str = PASSAGE_HEADER,
+    say: Callable[[int, Passage], str] = labelled,
 ) -> Prompt:
     """Return the prompt for `text`, at most `window - reserve` tokens long.
 
@@ -64,6 +77,7 @@ def build_prompt(
         passages: best first; those that do not fit are left out from the end.
         window, reserve: tokens the model holds, and those kept free for the answer.
         header: what the model is told to do with the passages, the operator's own words.
+        say: what the prompt says of a passage, given its number from 1.
 
     Raises:
         TooLarge: the message alone does not fit, with both numbers.
@@ -77,8 +91,8 @@ def build_prompt(
             f"the message makes a prompt of {bare} tokens, at most {limit} fit beside the {reserve} kept for "
             "the answer; send a shorter message or ask for fewer max_new_tokens"
         )
-    used = _fitting_passages(form, count, passages, int((limit - bare) * PASSAGE_SHARE), header)
-    sources = [Message("system", passage_block(form, used, header))] if used else []
+    said = [form.neutralise(say(number, passage)) for number, passage in enumerate(passages, 1)]
+    used = _fitting(count, said, int((limit - bare) * PASSAGE_SHARE), header)
     history = [_history_messages(form, turn) for turn in turns]
     sizes = _sizes(form, count, history)
     # Not `bare`: the room must not depend on the message, or the cut would move with its length.
@@ -86,36 +100,32 @@ def build_prompt(
     dropped = _dropped(sizes, int(room * (1 - PASSAGE_SHARE)))
     while True:
         kept = [message for pair in history[dropped:] for message in pair]
-        prompt = form.render([*first, *kept, *sources, last])
+        prompt = form.render([*first, *kept, *_asked(last, said[:used], header)])
         tokens = count(prompt)
         if tokens <= limit:
-            return Prompt(prompt, tokens, used, dropped, len(passages) - len(used))
+            return Prompt(prompt, tokens, tuple(passages[:used]), dropped, len(passages) - used)
         if dropped < len(sizes):
             dropped = _drop_more(sizes, dropped, tokens - limit)
         else:  # a tokenizer may count the parts for less than their sum
-            used = used[:-1]
-            sources = [Message("system", passage_block(form, used, header))] if used else []
+            used -= 1
 
 
-def passage_block(form: PromptFormat, passages: Sequence[Passage], header: str = PASSAGE_HEADER) -> str:
-    """Return the passages as one labelled text, markers broken; the best stands last, nearest to the message."""
-    parts = [header]
-    for number, passage in reversed(list(enumerate(passages, 1))):
-        heading = " - ".join(part for part in (passage.title, passage.section) if part) or passage.source
-        parts.append(f"[{number}] {form.neutralise(heading)}\n{form.neutralise(passage.text)}")
-    return "\n\n".join(parts)
+def _asked(message: Message, said: Sequence[str], header: str) -> list[Message]:
+    """Return the message with the passages below it, best first, and before it what to do with them."""
+    if not said:
+        return [message]
+    return [Message("system", header), Message("user", "\n\n".join([message.content, *said]))]
 
 
 def _history_messages(form: PromptFormat, turn: Turn) -> list[Message]:
     return [Message(m.role, form.neutralise(m.content)) for m in messages(turn)]
 
 
-def _fitting_passages(
-    form: PromptFormat, count: Callable[[str], int], passages: Sequence[Passage], room: int, header: str
-) -> tuple[Passage, ...]:
-    used = tuple(passages)
-    while used and count(passage_block(form, used, header)) > room:
-        used = used[:-1]
+def _fitting(count: Callable[[str], int], said: Sequence[str], room: int, header: str) -> int:
+    """Return how many of the passages fit, the first ones."""
+    used = len(said)
+    while used and count("\n\n".join([header, *said[:used]])) > room:
+        used -= 1
     return used
 
 

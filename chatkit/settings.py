@@ -136,7 +136,12 @@ class Settings:
     system_prompt: str = _setting(
         "You are a helpful AI assistant.", "First message of every prompt; the day is added to it."
     )
-    source_prompt: str = _setting(PASSAGE_HEADER, "What the model is told to do with the passages before it.")
+    source_prompt: str = _setting(PASSAGE_HEADER, "What the model is told to do with the passages of a message.")
+    source_sentences: int = _setting(
+        -1,
+        "Sentences of a passage that the prompt holds, those nearest to the message; 0 puts all of it there, "
+        "-1 what suits the model: 1 for the chat model of the profile `local`, all for any other.",
+    )
     max_new_tokens: int = _setting(256, "Length of a reply where the request names none, in tokens.")
     deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
     history_turns: int = _setting(64, "Newest turns read for a prompt.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chatkit import retrieving
 from chatkit.citations import Attributor
-from chatkit.engines import open_model
+from chatkit.engines import open_model, source_sentences
 from chatkit.errors import ConfigError, ModelError
 from chatkit.planning import ServiceOptions
 from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionStore
@@ -57,6 +57,7 @@ async def build_service(
         options = ServiceOptions(
             system_prompt=settings.system_prompt,
             source_prompt=settings.source_prompt,
+            source_sentences=source_sentences(settings),
             min_ratio=settings.min_ratio,
             refusal=settings.refusal,
             gate=settings.gate,

@@ -24,6 +24,8 @@ LAYERS = {
     "chatkit.protocols": 1,
     "chatkit.retrievers": 1,
     "chatkit.citations": 1,
+    "chatkit.excerpts": 1,
+    "chatkit.sentences": 1,
     "chatkit.encoders": 1,
     "chatkit.conversation": 1,
     "chatkit.markers": 1,

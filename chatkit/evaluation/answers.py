@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit import indexing, wiring
+from chatkit.engines import source_sentences
 from chatkit.errors import InvalidRequest
 from chatkit.evaluation import answer_text
 from chatkit.evaluation.beir import BeirSet, Query, read_set
@@ -24,8 +25,8 @@ from chatkit.types import ChatRequest, Message, Passage, Reply, RetrievalOptions
 INDEX = "eval"
 _GOLD = "gold:"
 WAYS = ("closed", "retrieved", "gold")
-# A reply that says more of a passage than this has copied it.
-COPIED = 0.5
+# A reply that says more of a passage than this has copied it, and one of which more stands in a passage quotes it.
+COPIED = QUOTED = 0.5
 
 Progress = Callable[[int, int], None]
 
@@ -39,13 +40,20 @@ class AnswerEval:
         at_once: turns that run at a time; the engine batches them.
         instructions: a system message of the evaluation's own, after the service's; "" for none.
         k: passages looked up for a query; 0 takes the service's setting.
+        only_retrieved: leave out the other two ways.
     """
 
     limit: int = 0
     at_once: int = 16
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     instructions: str = ""
     k: int = 0
+    only_retrieved: bool = False
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Return the ways in which an answerable query is asked."""
+        return ("retrieved",) if self.only_retrieved else WAYS
 
     def __post_init__(self) -> None:
         """Check every bound that the request does not check."""
@@ -137,7 +145,7 @@ async def _ask_all(
     settings: Settings, data: BeirSet, asked: Sequence[_Asked], what: AnswerEval, progress: Progress
 ) -> None:
     """Fill in the replies; `at_once` turns run beside each other, over the ways of all queries."""
-    jobs = [(one, way) for one in asked for way in WAYS if one.answerable or way == "retrieved"]
+    jobs = [(one, way) for one in asked for way in what.ways if one.answerable or way == "retrieved"]
     gate = asyncio.Semaphore(what.at_once)
     done = 0
 
@@ -202,6 +210,7 @@ def _row(one: _Asked, ids: Mapping[str, str]) -> dict[str, Any]:
     found = one.replies["retrieved"]
     row["sources"] = [ids.get(Path(passage.source).name, passage.source) for passage in found.passages]
     row["copied"] = round(max((answer_text.copied(found.text, p.text) for p in found.passages), default=0.0), 4)
+    row["quoted"] = round(max((answer_text.quoted(found.text, p.text) for p in found.passages), default=0.0), 4)
     row["sentences"] = len(found.citations)
     row["supported"] = sum(citation.supported for citation in found.citations)
     row["citations_ms"] = _citations_ms(found)
@@ -216,18 +225,22 @@ def _citations_ms(reply: Reply) -> float:
 def answer_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the named figures of some rows.
 
-    `copied_half` is the share of replies that say more than half of one of the passages they were given again, and
-    `supported` the share of the sentences of replies with passages that are attributed to one.
+    `copied_half` is the share of replies that say more than half of one of the passages they were given again,
+    `quoted_half` that of replies which are for more than half one quote of a passage, and `supported` the share of the
+    sentences of replies with passages that are attributed to one.
     """
     answerable = [row for row in rows if row["answerable"]]
     figures: dict[str, float] = {}
+    ways = [way for way in WAYS if all(way in row for row in answerable)]
     for name in ("contains", "f1", "em"):
-        for way in WAYS:
+        for way in ways:
             figures[f"{name}.{way}"] = _mean(row[way][name] for row in answerable)
     figures["reply_words"] = _mean(row["retrieved"]["words"] for row in answerable)
-    figures["reply_words.closed"] = _mean(row["closed"]["words"] for row in answerable)
-    figures["reply_words.gold"] = _mean(row["gold"]["words"] for row in answerable)
+    for way in ways:
+        if way != "retrieved":
+            figures[f"reply_words.{way}"] = _mean(row[way]["words"] for row in answerable)
     figures["copied_half"] = _mean(row["copied"] > COPIED for row in answerable)
+    figures["quoted_half"] = _mean(row["quoted"] > QUOTED for row in answerable)
     sentences = sum(row["sentences"] for row in answerable)
     figures["supported"] = round(sum(row["supported"] for row in answerable) / max(1, sentences), 4)
     figures["with_source"] = _mean(bool(row["sources"]) for row in answerable)
@@ -262,11 +275,15 @@ def described(settings: Settings, folder: Path, what: AnswerEval) -> dict[str, A
         "max_new_tokens": what.max_new_tokens,
         "instructions": what.instructions,
         "k": what.k or settings.k,
+        "only_retrieved": what.only_retrieved,
         "model": sources.name_of(settings.chat_model, "chat", settings.profile),
         "encoder": sources.name_of(settings.encoder, "encoder", settings.profile),
         "engine": settings.engine,
         "system_prompt": settings.system_prompt,
         "min_score": settings.min_score,
+        "source_prompt": settings.source_prompt,
+        "source_sentences": source_sentences(settings),
+        "min_ratio": settings.min_ratio,
         "policy": settings.policy,
         "gate": settings.gate,
         "citations": settings.citations,

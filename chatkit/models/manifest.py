@@ -22,6 +22,7 @@ class Default:
 
     Attributes:
         expected: None where the manifest has no hashes: what is pulled is compared with what its hub publishes.
+        source_sentences: of a passage in a prompt for this chat model; 0 is all of them.
     """
 
     source: str
@@ -30,6 +31,7 @@ class Default:
     licence: str
     page: str
     expected: Expected | None
+    source_sentences: int = 0
 
 
 @once
@@ -50,7 +52,9 @@ def _default(table: Mapping[str, Any], profile: str, role: Role) -> Default:
             unpacked_bytes=sum(file["bytes"] for file in files.values()),
             hashes={path: file["sha256"] for path, file in files.items()},
         )
-    return Default(row["source"], role, row["name"], row["licence"], f"{huggingface.ADDRESS}/{row['model']}", expected)
+    page = f"{huggingface.ADDRESS}/{row['model']}"
+    sentences = row.get("source_sentences", 0)
+    return Default(row["source"], role, row["name"], row["licence"], page, expected, sentences)
 
 
 def default(profile: str, role: Role) -> Default:

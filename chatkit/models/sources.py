@@ -166,6 +166,12 @@ def _folder(source: HubRepository | WheelMember) -> Path:
     return Path(kind, f"{source.slug}-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}")
 
 
+def source_sentences(source: str, profile: str = LOCAL) -> int:
+    """Return how many sentences of a passage a prompt for this chat model holds, 0 where that is all of them."""
+    row = manifest.known(str(parse(source, "chat", profile)))
+    return row.source_sentences if row else 0
+
+
 def _command(source: Source, profile: str, *flags: str) -> str:
     """Return the command that pulls `source`: by the profile asked for, by another that has it, or by its name."""
     naming = manifest.named_in(str(source))
