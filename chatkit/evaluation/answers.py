@@ -99,7 +99,11 @@ def eval_answers(settings: Settings, folder: Path, what: AnswerEval, progress: P
 def _chosen(data: BeirSet, what: AnswerEval) -> list[_Asked]:
     """Return the queries with an answer and a judged document, and those marked as having no answer in the corpus."""
     asked = [_Asked(query) for query in data.queries]
-    kept = [one for one in asked if (one.query.answers and one.query.id in data.qrels) or _unanswerable(one.query)]
+    kept = [
+        one
+        for one in asked
+        if _unanswerable(one.query) or (one.answerable and one.query.answers and one.query.id in data.qrels)
+    ]
     kept = kept[: what.limit or None]
     if not any(one.answerable for one in kept):
         raise InvalidRequest("no query has metadata.answers and a judged document, expected a question-answering set")

@@ -26,6 +26,7 @@ QUERIES = [
     ("q4", "How long is the pier of the lighthouse at Port Hale?", ["It is not said."], "", {
         "answerability": "UNANSWERABLE",
     }),
+    ("q5", "How high is it?", ["Some of it is said."], "lighthouse", {"answerability": "PARTIAL"}),
 ]  # fmt: skip
 
 
