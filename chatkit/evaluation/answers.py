@@ -92,14 +92,18 @@ def eval_answers(settings: Settings, folder: Path, what: AnswerEval, progress: P
         settings = replace(settings, home=Path(home), index=INDEX, store="memory", session_keys="")
         indexing.prepare_index(settings, indexing.Asked([str(corpus)]), name=INDEX, progress=None)
         asyncio.run(_ask_all(settings, data, asked, what, progress or (lambda done, total: None)))
-    rows = [_row(one, {name: key for key, name in names.items()}) for one in asked]
+    rows = [_row(one, data, {name: key for key, name in names.items()}) for one in asked]
     return Report("eval answers", described(settings, folder, what), answer_figures(rows), rows)
 
 
 def _chosen(data: BeirSet, what: AnswerEval) -> list[_Asked]:
     """Return the queries with an answer and a judged document, and those marked as having no answer in the corpus."""
     asked = [_Asked(query) for query in data.queries]
-    kept = [one for one in asked if (one.query.answers and one.query.id in data.qrels) or _unanswerable(one.query)]
+    kept = [
+        one
+        for one in asked
+        if _unanswerable(one.query) or (one.answerable and one.query.answers and one.query.id in data.qrels)
+    ]
     kept = kept[: what.limit or None]
     if not any(one.answerable for one in kept):
         raise InvalidRequest("no query has metadata.answers and a judged document, expected a question-answering set")
@@ -194,7 +198,7 @@ def _history(told: Iterable[Mapping[str, str]]) -> tuple[Message, ...] | None:
     return tuple(messages) or None
 
 
-def _row(one: _Asked, ids: Mapping[str, str]) -> dict[str, Any]:
+def _row(one: _Asked, data: BeirSet, ids: Mapping[str, str]) -> dict[str, Any]:
     """Return what one query got."""
     query = one.query
     row: dict[str, Any] = {"id": query.id, "question": query.text, "answers": list(query.answers)}
@@ -209,12 +213,19 @@ def _row(one: _Asked, ids: Mapping[str, str]) -> dict[str, Any]:
             }
     found = one.replies["retrieved"]
     row["sources"] = [ids.get(Path(passage.source).name, passage.source) for passage in found.passages]
-    row["copied"] = round(max((answer_text.copied(found.text, p.text) for p in found.passages), default=0.0), 4)
-    row["quoted"] = round(max((answer_text.quoted(found.text, p.text) for p in found.passages), default=0.0), 4)
+    texts = [passage.text for passage in found.passages]
+    documents = [data.corpus[key].text for key in dict.fromkeys(row["sources"]) if key in data.corpus]
+    row["copied"] = _most(answer_text.copied, found.text, texts)
+    row["copied_document"] = _most(answer_text.copied, found.text, documents)
+    row["quoted"] = _most(answer_text.quoted, found.text, texts)
     row["sentences"] = len(found.citations)
     row["supported"] = sum(citation.supported for citation in found.citations)
     row["citations_ms"] = _citations_ms(found)
     return row
+
+
+def _most(share: Callable[[str, str], float], reply: str, texts: Iterable[str]) -> float:
+    return round(max((share(reply, text) for text in texts), default=0.0), 4)
 
 
 def _citations_ms(reply: Reply) -> float:
@@ -225,9 +236,9 @@ def _citations_ms(reply: Reply) -> float:
 def answer_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the named figures of some rows.
 
-    `copied_half` is the share of replies that say more than half of one of the passages they were given again,
-    `quoted_half` that of replies which are for more than half one quote of a passage, and `supported` the share of the
-    sentences of replies with passages that are attributed to one.
+    `copied_half` is the share of replies that say more than half of one of the passages they were given again, with
+    `.document` of one of the documents that those are cut from; `quoted_half` that of replies which are for more than
+    half one quote of a passage; `supported` the share of the sentences of replies with passages that one supports.
     """
     answerable = [row for row in rows if row["answerable"]]
     figures: dict[str, float] = {}
@@ -240,6 +251,7 @@ def answer_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         if way != "retrieved":
             figures[f"reply_words.{way}"] = _mean(row[way]["words"] for row in answerable)
     figures["copied_half"] = _mean(row["copied"] > COPIED for row in answerable)
+    figures["copied_half.document"] = _mean(row["copied_document"] > COPIED for row in answerable)
     figures["quoted_half"] = _mean(row["quoted"] > QUOTED for row in answerable)
     sentences = sum(row["sentences"] for row in answerable)
     figures["supported"] = round(sum(row["supported"] for row in answerable) / max(1, sentences), 4)

@@ -26,6 +26,7 @@ QUERIES = [
     ("q4", "How long is the pier of the lighthouse at Port Hale?", ["It is not said."], "", {
         "answerability": "UNANSWERABLE",
     }),
+    ("q5", "How high is it?", ["Some of it is said."], "d/1", {"answerability": "PARTIAL"}),
 ]  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def test_every_question_is_asked_alone_with_what_is_found_and_with_the_right_pas
         assert row["sources"][0] == dict((key, document) for key, _, _, document, _ in QUERIES)[row["id"]]
         assert set(row) >= {"closed", "retrieved", "gold"}
         assert row["sentences"] >= row["supported"] >= 0
+        assert 0 < row["copied_document"] <= 1
     assert "1871" in by_id["q1"]["gold"]["reply"]
     assert by_id["q1"]["gold"]["contains"]
     assert set(by_id["q4"]) & {"closed", "gold"} == set()
@@ -98,6 +100,7 @@ def row(**more):
         "gold": way,
         "sources": ["d"],
         "copied": 0.2,
+        "copied_document": 0.1,
         "quoted": 0.9,
     }
     return told | {"sentences": 2, "supported": 1, "citations_ms": 3.0} | more
@@ -111,7 +114,7 @@ def test_the_figures_are_means_over_the_answerable_questions() -> None:
     assert (figures["contains.closed"], figures["f1.retrieved"], figures["em.gold"]) == (0.0, 0.5, 0.0)
     assert (figures["reply_words"], figures["reply_words.closed"]) == (4.0, 8.0)
     assert (figures["copied_half"], figures["supported"], figures["with_source"]) == (0.5, 0.5, 0.5)
-    assert figures["quoted_half"] == 0.5
+    assert (figures["quoted_half"], figures["copied_half.document"]) == (0.5, 0.0)
     assert figures["unanswerable.answered_with_source"] == 1.0
     assert figures["unanswerable.answered_with_support"] == 0.0
 
