@@ -75,9 +75,9 @@ def open_(indexes, encoder):
         each.close()
 
 
-def find(index, *texts, k=3, **given):
+def find(searched, *texts, k=3, **given):
     parts = [QueryPart(text, 1.0 if place == 0 else 0.4) for place, text in enumerate(texts)]
-    return asyncio.run(index.search_parts(parts, k=k, **given))
+    return asyncio.run(searched.search_parts(parts, k=k, **given))
 
 
 def sections(passages):
@@ -90,7 +90,7 @@ def test_a_build_records_how_the_legs_are_weighed_and_both_are_searched(open_):
     assert index.manifest.fusion.dense_weight == 0.5
     assert "too few to tell" in index.manifest.fusion.tuned_on
     assert sections(find(index, "ZX-4417", k=1)) == ["Part numbers"]
-    assert sections(find(index, "what do I owe for staying until tomorrow?", k=1)) == ["Fees"]
+    assert sections(find(index, "What does it cost to stay for a night?", k=1)) == ["Fees"]
 
 
 def test_the_weight_may_be_set_for_all_indexes(open_):

@@ -109,7 +109,7 @@ def test_an_index_in_a_language_the_encoder_lacks_is_searched_by_words_alone(enc
         raise AssertionError(f"{texts} were encoded for nothing")
 
     monkeypatch.setattr(encoder, "encode", refuse)
-    (hit,) = asyncio.run(index.search("剧院的屋顶是谁修好的?", k=1))
+    (hit,) = asyncio.run(index.search("修好剧院的屋顶", k=1))
     assert "剧院的屋顶" in hit.text
     assert hit.score >= 0.35
     assert asyncio.run(index.search("量子力学", k=3)) == ()
