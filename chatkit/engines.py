@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from chatkit.prompts import PASSAGE_HEADER
 from chatkit.protocols import LanguageModel
 from chatkit.settings import Settings
 
@@ -29,13 +30,16 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
     return await _ENGINES[settings.engine](settings, stack)
 
 
-def source_sentences(settings: Settings) -> int:
-    """Return how many sentences of a passage a prompt holds, 0 for whole passages."""
-    if settings.source_sentences >= 0 or settings.engine == "openai":  # what a server runs is not known here
-        return max(0, settings.source_sentences)
+def use_of_passages(settings: Settings) -> tuple[str, int]:
+    """Return what the model is told to do with passages, and how many sentences of each it is given, 0 for all."""
     from chatkit.models import sources
 
-    return sources.source_sentences(settings.chat_model, settings.profile)
+    told, sentences = "", 0
+    if settings.engine != "openai":  # what a server runs is not known here
+        told, sentences = sources.use_of_passages(settings.chat_model, settings.profile)
+    if settings.source_sentences >= 0:
+        sentences = settings.source_sentences
+    return settings.source_prompt or told or PASSAGE_HEADER, sentences
 
 
 def unused(settings: Settings) -> list[tuple[str, str]]:

@@ -19,11 +19,10 @@ KEEP_AFTER_DROP = 0.6
 # Passages may take this part of what the system message and the message leave free.
 PASSAGE_SHARE = 0.5
 
-# Chosen among twenty wordings by how many of the first XQuAD questions the default model then answers. It keeps to a
-# text where it is told so in the words that it was tuned with, here those of its task of summing up a text.
+# For models that follow instructions; a small default model has words of its own in models/defaults.toml.
 PASSAGE_HEADER = (
-    "Extract and present the answer to the question from the input text in one very short sentence, including "
-    "essential details like dates or locations if necessary."
+    "Answer from the sources below the message, in your own words and no longer than needed. Where they do not hold "
+    "the answer, say so."
 )
 
 # What stands in for a turn where only what a format writes around turns is to be counted.

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from chatkit import engines
-from chatkit.engines import open_model, source_sentences, unused
+from chatkit.engines import open_model, unused, use_of_passages
 from chatkit.settings import Settings
 
 
@@ -69,4 +69,18 @@ async def test_a_start_warns_in_one_line_of_each_and_never_prints_its_value(monk
     ],
 )
 def test_only_the_small_default_model_is_given_single_sentences_unless_the_setting_says_so(given, sentences) -> None:
-    assert source_sentences(Settings(**given)) == sentences
+    assert use_of_passages(Settings(**given))[1] == sentences
+
+
+@pytest.mark.parametrize(
+    ("given", "begins"),
+    [
+        ({}, "Extract and present the answer"),
+        ({"profile": "larger"}, "Answer from the sources"),
+        ({"chat_model": "/models/of/mine.gguf"}, "Answer from the sources"),
+        ({"engine": "openai", "upstream_url": "http://gpu:8000/v1"}, "Answer from the sources"),
+        ({"source_prompt": "Use these."}, "Use these."),
+    ],
+)
+def test_only_the_small_default_model_is_told_in_words_of_its_own_unless_the_setting_says_so(given, begins) -> None:
+    assert use_of_passages(Settings(**given))[0].startswith(begins)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit import indexing, wiring
-from chatkit.engines import source_sentences
+from chatkit.engines import use_of_passages
 from chatkit.errors import InvalidRequest
 from chatkit.evaluation import answer_text
 from chatkit.evaluation.beir import BeirSet, Query, read_set
@@ -279,6 +279,7 @@ def _mean(values: Iterable[Any]) -> float:
 
 def described(settings: Settings, folder: Path, what: AnswerEval) -> dict[str, Any]:
     """Return the settings under which the figures hold."""
+    told, sentences = use_of_passages(settings)
     return {
         "set": folder.resolve().name,
         "limit": what.limit,
@@ -293,8 +294,8 @@ def described(settings: Settings, folder: Path, what: AnswerEval) -> dict[str, A
         "engine": settings.engine,
         "system_prompt": settings.system_prompt,
         "min_score": settings.min_score,
-        "source_prompt": settings.source_prompt,
-        "source_sentences": source_sentences(settings),
+        "source_prompt": told,
+        "source_sentences": sentences,
         "min_ratio": settings.min_ratio,
         "policy": settings.policy,
         "gate": settings.gate,

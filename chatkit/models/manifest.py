@@ -22,6 +22,7 @@ class Default:
 
     Attributes:
         expected: None where the manifest has no hashes: what is pulled is compared with what its hub publishes.
+        source_prompt: what this chat model is told to do with passages; "" is what any model is told.
         source_sentences: of a passage in a prompt for this chat model; 0 is all of them.
     """
 
@@ -31,6 +32,7 @@ class Default:
     licence: str
     page: str
     expected: Expected | None
+    source_prompt: str = ""
     source_sentences: int = 0
 
 
@@ -53,8 +55,8 @@ def _default(table: Mapping[str, Any], profile: str, role: Role) -> Default:
             hashes={path: file["sha256"] for path, file in files.items()},
         )
     page = f"{huggingface.ADDRESS}/{row['model']}"
-    sentences = row.get("source_sentences", 0)
-    return Default(row["source"], role, row["name"], row["licence"], page, expected, sentences)
+    told = {name: row[name] for name in ("source_prompt", "source_sentences") if name in row}
+    return Default(row["source"], role, row["name"], row["licence"], page, expected, **told)
 
 
 def default(profile: str, role: Role) -> Default:
