@@ -12,7 +12,7 @@ from typing import Any
 from chatkit.conversation import Conversation, Newest
 from chatkit.errors import Conflict, TooLarge
 from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
-from chatkit.sessions import conditions, items
+from chatkit.sessions import conditions, items, shapes
 from chatkit.sessions.attributes import expressions, size_of
 from chatkit.sessions.budget import Budget
 from chatkit.sessions.conditions import Head
@@ -153,7 +153,7 @@ class Turns:
             now = self._clock()
             if item is None or head is None or conditions.is_gone(item, now) or conditions.is_gone(head, now):
                 raise items.removed_session(turn.request_id)
-            if not conditions.is_sound(item):
+            if not shapes.is_sound(key, item):
                 raise conditions.damaged(key, "send a new request_id")
             stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
             if stored.status != "aborted":

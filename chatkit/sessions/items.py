@@ -324,18 +324,6 @@ def is_same_session(turn: NewTurn, session_id: str, found: dict[str, Any]) -> bo
     return turn.session_id == session_id
 
 
-def head_of(partition: str, item: dict[str, Any]) -> SessionHead:
-    """Return the row of a list that a session's own item holds.
-
-    Raises:
-        ValueError, KeyError: it is damaged.
-    """
-    version, created_at, ends = item["version"], item["created_at"], item.get("expires_at", math.inf)
-    if type(version) is not int or not all(type(moment) in (int, float) for moment in (created_at, ends)):
-        raise ValueError("something else than numbers")
-    return SessionHead(session_id_of(partition), version, float(created_at), None if ends == math.inf else ends)
-
-
 def cursor_of(owner: Owner, last: SessionHead) -> str:
     """Return where a list goes on after `last`. Names its owner by a digest, so that it is of no use to another."""
     position = json.dumps([_digest(owner), last.created_at, last.session_id])

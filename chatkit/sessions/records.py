@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from chatkit.conversation import Conversation, Newest
 from chatkit.errors import Conflict, InvalidRequest, StoreFailed
 from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, Ticket
-from chatkit.sessions import items, whole
+from chatkit.sessions import items, shapes, whole
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
@@ -211,22 +211,17 @@ def read_head(partition: str, item: Item | None, created_at: object, expires_at:
     Args:
         created_at, expires_at: what is known of these beside the item.
     """
-    try:
-        if item is not None:
-            return items.head_of(partition, item)
-    except (ValueError, KeyError):
-        pass
+    head = None if item is None else shapes.head_of(partition, item)
+    if head is not None:
+        return head
     log.error("entry %s of a session is damaged; the session is listed without the number of its turns", items.META)
-    opened = float(created_at) if isinstance(created_at, int | float) else 0.0
+    opened = float(created_at) if shapes.is_moment(created_at) else 0.0
     return SessionHead(items.session_id_of(partition), 0, opened, expires_at, damaged=True)
 
 
 def read_turn(key: str, item: Item | None, now: float) -> Turn | None:
     """Return the turn that a row holds, or None for a damaged one: one bad turn does not hide the rest."""
-    try:
-        if item is not None:
-            return items.turn_of(item, expired=items.lease_is_over(item, now))
-    except (ValueError, KeyError, TypeError):
-        pass
+    if item is not None and shapes.is_sound(key, item):
+        return items.turn_of(item, expired=items.lease_is_over(item, now))
     log.error("entry %s of a session is damaged and left out", key)
     return None
