@@ -161,6 +161,8 @@ class EncryptedStore:
                 raise items.unknown_session(session_id)
             if turns:
                 return turns
+            if found[-1].seq <= after:
+                break
             after = found[-1].seq  # none of them can be read, and no turns would mean that this is the end
         return ()
 
