@@ -61,9 +61,10 @@ def load(records: Records, owner: Owner, session_id: str, limit: int, now: float
         if newest.full:
             break
         turn = read_turn(key, item, now)
-        if turn is not None:
-            newest.take(turn)
-            ends = ends if head is not None else (item or {}).get("expires_at")  # the same in every item
+        if turn is None or (head is None and _has_ended(item, now)):
+            continue
+        newest.take(turn)
+        ends = ends if head is not None else (item or {}).get("expires_at")  # the same in every item
     return newest.conversation(ends, (head or {}).get("version"), (head or {}).get("created_at"))
 
 
