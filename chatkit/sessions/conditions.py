@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chatkit.errors import NotFound, StoreFailed
+from chatkit.protocols import Ticket
 from chatkit.sessions import items, records
 from chatkit.sessions.shapes import is_moment
 from chatkit.types import Turn
@@ -25,7 +26,7 @@ _KEPT = "(attribute_not_exists(#expires_at) OR #expires_at > :now)"
 # A session is open.
 SESSION = f"attribute_exists(#pk) AND attribute_not_exists(#state) AND {_KEPT}"
 # A turn is the ticket's, and waits to be finished.
-MINE = f"#attempt = :own_attempt AND #request_id = :own_request AND #status = :pending AND {_KEPT}"
+_MINE = f"#attempt = :own_attempt AND #request_id = :own_request AND #status = :pending AND {_KEPT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,14 @@ def same(head: Head) -> tuple[str, dict[str, Any]]:
     if head.expires_at is None:
         return f"{unchanged} AND {_KEPT} AND attribute_not_exists(#expires_at)", values
     return f"{unchanged} AND {_KEPT} AND #expires_at = :ends", values | {"ends": head.expires_at}
+
+
+def mine(ticket: Ticket) -> tuple[str, dict[str, Any]]:
+    """Return the condition that a turn is the ticket's and waits to be finished, and its values but `now`."""
+    values = {"own_attempt": ticket.attempt, "own_request": ticket.request_id, "pending": "pending"}
+    if not ticket.mark:
+        return f"{_MINE} AND attribute_not_exists(#mark)", values
+    return f"{_MINE} AND #mark = :own_mark", values | {"own_mark": ticket.mark}
 
 
 def is_gone(item: Item, now: float) -> bool:

@@ -115,7 +115,7 @@ class Turns:
             opened = items.new_head(now, self._retention_s) | {"version": seq, "owner": items.owner_key(turn.owner)}
             head = Head(0, opened.get("expires_at"))
             counted = self._table.put(partition, items.META, opened, conditions.NO_SESSION, now=now)
-        item = items.leased(items.new_item(turn, seq, now, head.expires_at), now)
+        item = items.begun(items.new_item(turn, seq, now, head.expires_at), now)
         request = items.new_request(turn.session_id, seq, now, head.expires_at)
         request_key = items.request_key(turn.owner, turn.request_id)
         failed = self._table.transact(
@@ -129,7 +129,7 @@ class Turns:
             self._tokens("accept", turn.owner, turn.request_id, 1, seq),
         )
         if not failed:
-            return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
+            return Accepted(turn.session_id, items.ticket_for(turn, turn.session_id, item))
         if 3 in failed:
             raise items.shut_out(_end_of(failed[3], now))
         if 2 in failed:
@@ -160,7 +160,7 @@ class Turns:
                 return Accepted(session_id, repeat=stored)
             attempt = stored.attempt + 1
             again = items.new_item(turn, seq, now, item.get("expires_at"))
-            again = items.leased(again | {"attempt": attempt, "created_at": stored.created_at}, now)
+            again = items.begun(again | {"attempt": attempt, "created_at": stored.created_at}, now)
             failed = self._table.transact(
                 budget,
                 (
@@ -171,7 +171,7 @@ class Turns:
                 self._tokens("take over", turn.owner, turn.request_id, attempt, seq),
             )
             if not failed:
-                return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, attempt))
+                return Accepted(session_id, items.ticket_for(turn, session_id, again))
             if 2 in failed:
                 raise items.shut_out(_end_of(failed[2], now))
             budget.pause()  # somebody else took it, or removed it
@@ -189,17 +189,10 @@ class Turns:
         partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
         now = self._clock()
         lease = items.leased({"status": "pending"}, now)["lease"]
+        condition, values = conditions.mine(ticket)
+        values |= {"lease": lease, "now": now}
         try:
-            self._table.update(
-                budget,
-                partition,
-                key,
-                update="SET #lease = :lease",
-                condition=conditions.MINE,
-                lease=lease,
-                now=now,
-                **_mine(ticket),
-            )
+            self._table.update(budget, partition, key, update="SET #lease = :lease", condition=condition, **values)
         except ConditionFailed:
             raise items.not_owned(ticket) from None
 
@@ -213,10 +206,11 @@ class Turns:
         fitting = self._fitting(budget, partition, key, outcome)
         written, now = items.ended({}, fitting), self._clock()
         update = f"SET {', '.join(f'#{name} = :{name}' for name in written)} REMOVE #lease"
+        condition, values = conditions.mine(ticket)
         failed = self._table.transact(
             budget,
             (
-                self._table.change(partition, key, update, conditions.MINE, now=now, **written, **_mine(ticket)),
+                self._table.change(partition, key, update, condition, now=now, **written, **values),
                 self._table.require(partition, items.META, conditions.SESSION, now=now),
             ),
             self._tokens("finish", ticket.owner, ticket.request_id, ticket.attempt, ticket.seq),
@@ -256,11 +250,6 @@ def _after(last: dict[str, Any], head: Item) -> dict[str, Any]:
     version = head.get("version")
     top = items.turn_key(version + 1) if type(version) is int else last["sk"]["S"]
     return key_of(head["pk"], min(top, last["sk"]["S"]))
-
-
-def _mine(ticket: Ticket) -> dict[str, Any]:
-    """Return the values of `conditions.MINE`."""
-    return {"own_attempt": ticket.attempt, "own_request": ticket.request_id, "pending": "pending"}
 
 
 def _end_of(mark: Item | None, now: float) -> float:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, TypeVar
 
 from chatkit.conversation import Conversation
@@ -130,9 +130,6 @@ class EncryptedStore:
         Raises:
             TooLarge: message, answer and sources are more than is stored of a turn: it is aborted and cut to fit.
         """
-        if outcome.status == "blocked":
-            await self._store.finish(ticket, replace(outcome, assistant="", passages=()))
-            return
         used, size = (ticket.wrapped, ticket.size) if isinstance(ticket, _Ticket) else (b"", items.MAX_MESSAGE)
         if used is None:
             await self._store.finish(ticket, outcome)
@@ -141,6 +138,9 @@ class EncryptedStore:
         # A message under a key that is forgotten by now cannot be read again: its session was removed meanwhile.
         if kept is None or key is None or (used and kept.wrapped != used):
             raise items.not_owned(ticket)
+        if outcome.status == "blocked":
+            await self._store.finish(ticket, replace(outcome, assistant="", passages=()))
+            return
         sealed, fits = _fitting(key, ticket.request_id, outcome, _MAX_ITEM - _BESIDE - size)
         await self._store.finish(ticket, sealed)
         if not fits and outcome.status == "complete":
@@ -296,12 +296,8 @@ class EncryptedStore:
         if accepted.ticket is None:
             raise AssertionError("accept returns a ticket or a repeat")
         own = accepted.ticket
-        return replace(
-            accepted,
-            ticket=_Ticket(
-                own.owner, own.session_id, own.seq, own.request_id, own.attempt, wrapped, len(stored.user.encode())
-            ),
-        )
+        told = {name.name: getattr(own, name.name) for name in fields(own)}
+        return replace(accepted, ticket=_Ticket(**told, wrapped=wrapped, size=len(stored.user.encode())))
 
     async def _as_before(self, turn: NewTurn, other: items.OtherMessage) -> tuple[NewTurn, bytes | None]:
         """Return a turn in the form in which its request is stored, and the key of that.

@@ -1,4 +1,4 @@
-"""Turns as items: the keys and the form that every store writes. Pure; knows no database.
+"""Turns as items: the keys and the form that every store writes. Knows no database.
 
 Partition `T#tenant#U#user#S#session` holds one item a turn under `T#{seq}` and the session's own under `Z#META`, so one
 descending query gives that and the newest turns. A request has a partition of its own, `T#tenant#U#user#R#request_id`,
@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import math
+import secrets
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
@@ -32,6 +33,8 @@ REQUEST_S = session_lines.REQUEST_S
 # A message may have this much of the 400 KiB that DynamoDB takes of an item; the rest is for answer and sources. The
 # same for every store, so that a session can move from one to another. Bytes of UTF-8.
 MAX_MESSAGE = 256 * 1024
+# What tells two attempts apart that have everything else in common. Bytes.
+_MARK = 8
 # A cursor holds a digest, a moment and an id of at most 128 characters. Characters; epoch seconds of the year 5138.
 _LONGEST_CURSOR = 2048
 _LATEST = 1e11
@@ -125,6 +128,16 @@ def new_item(turn: NewTurn, seq: int, now: float, expires_at: float | None = Non
     if turn.status == "blocked":
         item |= {"blocked": "input", "label": turn.label, "finish_reason": "content_filter"}
     return item
+
+
+def begun(item: dict[str, Any], now: float) -> dict[str, Any]:
+    """Return a pending item as one that an attempt begins, with a lease and a mark of its own; any other as it is."""
+    return leased(item, now) | {"mark": secrets.token_hex(_MARK)} if item["status"] == "pending" else item
+
+
+def ticket_for(turn: NewTurn, session_id: str, item: dict[str, Any]) -> Ticket:
+    """Return the right to finish the attempt that an item is of."""
+    return Ticket(turn.owner, session_id, item["seq"], turn.request_id, item["attempt"], item.get("mark", ""))
 
 
 def leased(item: dict[str, Any], now: float) -> dict[str, Any]:
@@ -276,8 +289,9 @@ def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def same_attempt(ticket: Ticket, item: dict[str, Any]) -> bool:
-    """Whether the item is of the ticket's attempt; a session that was opened again has other requests."""
-    return bool(item["attempt"] == ticket.attempt and item["request_id"] == ticket.request_id)
+    """Whether the item is of the ticket's attempt, and not of a session that was opened again."""
+    own = (item["attempt"], item["request_id"], item.get("mark", ""))
+    return own == (ticket.attempt, ticket.request_id, ticket.mark)
 
 
 def not_owned(ticket: Ticket) -> Conflict:

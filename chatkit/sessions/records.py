@@ -88,10 +88,11 @@ def accept(records: Records, turn: NewTurn, now: float, retention_s: float | Non
     seq, expires_at = int(head["version"]) + 1, head.get("expires_at")
     items.check_replaces(turn, seq - 1)
     records.put(partition, items.META, head | {"version": seq})
-    records.put(partition, items.turn_key(seq), items.leased(items.new_item(turn, seq, now, expires_at), now))
+    item = items.begun(items.new_item(turn, seq, now, expires_at), now)
+    records.put(partition, items.turn_key(seq), item)
     request_key = items.request_key(turn.owner, turn.request_id)
     records.put(request_key, items.REQUEST, items.new_request(turn.session_id, seq, now, expires_at))
-    return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
+    return Accepted(turn.session_id, items.ticket_for(turn, turn.session_id, item))
 
 
 def _accept_again(records: Records, turn: NewTurn, request: Item, now: float) -> Accepted:
@@ -104,11 +105,10 @@ def _accept_again(records: Records, turn: NewTurn, request: Item, now: float) ->
     stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
     if stored.status != "aborted":
         return Accepted(session_id, repeat=stored)
-    attempt = stored.attempt + 1
     again = items.new_item(turn, seq, now, item.get("expires_at"))
-    again |= {"attempt": attempt, "created_at": item["created_at"]}
-    records.put(partition, key, items.leased(again, now))
-    return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, attempt))
+    again = items.begun(again | {"attempt": stored.attempt + 1, "created_at": item["created_at"]}, now)
+    records.put(partition, key, again)
+    return Accepted(session_id, items.ticket_for(turn, session_id, again))
 
 
 def renew(records: Records, ticket: Ticket, now: float) -> None:
@@ -121,8 +121,8 @@ def finish(records: Records, ticket: Ticket, outcome: Outcome, now: float) -> No
     """Store how the turn ended; see protocols.TurnStore."""
     partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
     done = items.ended(_owned(records, ticket, now), outcome)
-    done.pop("lease", None)
-    records.put(partition, key, done)
+    kept = {name: value for name, value in done.items() if name not in ("lease", "mark")}  # nobody asks for them again
+    records.put(partition, key, kept)
 
 
 def _owned(records: Records, ticket: Ticket, now: float) -> Item:

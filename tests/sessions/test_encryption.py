@@ -65,10 +65,12 @@ def bytes_in(home) -> bytes:
     return b"".join(file.read_bytes() for file in home.iterdir())
 
 
-async def have_it_said(store) -> None:
+async def have_it_said(store) -> Ticket:
+    """Have a turn that is complete, a pending one, of which the ticket comes back, and a refused one."""
     await talk(store, 1, SAID[0], SAID[1], passages=(PASSAGE,))
-    await store.accept(new(2, SAID[0]))
+    pending = (await store.accept(new(2, SAID[0]))).ticket
     await store.accept(NewTurn(OWNER, "my-session", "request-blocked", SAID[0], 8, "blocked", label="needs caution"))
+    return pending
 
 
 async def test_what_was_said_is_in_no_file_and_comes_back_as_it_was(tmp_path, master) -> None:
@@ -348,9 +350,7 @@ async def test_a_turn_too_large_is_stored_as_aborted_and_its_answer_cut(tmp_path
 
 async def test_an_exported_session_is_restored_encrypted_and_the_other_way_round(tmp_path, master) -> None:
     with store_in(tmp_path / "plain") as plain, store_in(tmp_path / "sealed", master) as sealed:
-        await have_it_said(plain)
-        pending = [turn for turn in await plain.page(OWNER, "my-session", limit=9) if turn.status == "pending"]
-        await plain.finish(Ticket(OWNER, "my-session", 2, pending[0].request_id, 1), Outcome("aborted", "aborted", "h"))
+        await plain.finish(await have_it_said(plain), Outcome("aborted", "aborted", "h"))
         turns = await plain.page(OWNER, "my-session", limit=9)
         await sealed.restore(OWNER, "s-restored", turns, expires_at=None)
         assert await sealed.page(OWNER, "s-restored", limit=9) == turns
