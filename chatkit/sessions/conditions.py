@@ -49,6 +49,11 @@ def same(head: Head) -> tuple[str, dict[str, Any]]:
     return f"{unchanged} AND {_KEPT} AND #expires_at = :ends", values | {"ends": head.expires_at}
 
 
+def opened_at(moment: float | None) -> tuple[str, dict[str, Any]]:
+    """Return the condition that a session is open which was opened then, and its values but `now`."""
+    return (SESSION, {}) if moment is None else (f"{SESSION} AND #created_at = :opened", {"opened": moment})
+
+
 def mine(ticket: Ticket) -> tuple[str, dict[str, Any]]:
     """Return the condition that a turn is the ticket's and waits to be finished, and its values but `now`."""
     values = {"own_attempt": ticket.attempt, "own_request": ticket.request_id, "pending": "pending"}

@@ -26,6 +26,9 @@ Item = dict[str, Any]
 MAX_ITEM = 400 * 1024
 # What a mark that somebody else wrote over may say of the time that an owner is shut out. Seconds.
 _LONGEST_MARK_S = 366 * 86400.0
+# What tells that a turn stands as it was read, and the place that a request has.
+_STANDS = ("request_id", "created_at", "attempt", "status", "lease", "mark")
+_PLACE = "#session_id = :session AND #seq = :seq"
 # What else a pending turn holds, its keys above all. Bytes.
 _MOST_BESIDE = 4096
 
@@ -145,9 +148,9 @@ class Turns:
 
     def _accept_again(self, budget: Budget, turn: NewTurn, request: Item | None) -> Accepted:
         """Answer a request id that is known: replay what is finished, run again what was aborted."""
-        session_id, seq = conditions.place_in(request)
-        partition, key = items.session_key(turn.owner, session_id), items.turn_key(seq)
         while True:
+            session_id, seq = conditions.place_in(request)
+            partition, key = items.session_key(turn.owner, session_id), items.turn_key(seq)
             item = self._table.get(budget, partition, key)
             head = self._table.get(budget, partition, items.META)
             now = self._clock()
@@ -158,31 +161,42 @@ class Turns:
             stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
             if stored.status != "aborted":
                 return Accepted(session_id, repeat=stored)
-            attempt = stored.attempt + 1
+            items.check_as_opened(turn, head.get("created_at"))
             again = items.new_item(turn, seq, now, item.get("expires_at"))
-            again = items.begun(again | {"attempt": attempt, "created_at": stored.created_at}, now)
-            failed = self._table.transact(
-                budget,
-                (
-                    self._take_over(partition, key, item, again),
-                    self._table.require(partition, items.META, conditions.SESSION, now=now),
-                    self._not_shut_out(turn.owner, now),
-                ),
-                self._tokens("take over", turn.owner, turn.request_id, attempt, seq),
-            )
+            again = items.begun(again | {"attempt": stored.attempt + 1, "created_at": stored.created_at}, now)
+            failed = self._take_over(budget, turn, item, head, again, now)
             if not failed:
                 return Accepted(session_id, items.ticket_for(turn, session_id, again))
             if 2 in failed:
                 raise items.shut_out(_end_of(failed[2], now))
+            request = failed.get(3, request)
+            if request is None or conditions.is_gone(request, now):
+                raise items.removed_session(turn.request_id)
             budget.pause()  # somebody else took it, or removed it
 
-    def _take_over(self, partition: str, key: str, item: Item, again: Item) -> Action:
-        """Return the action that puts a turn in the place of an ended attempt that stands as it was read."""
-        seen = {name: item[name] for name in ("attempt", "status", "lease") if name in item}
-        unchanged = [f"#{name} = :{name}" for name in seen]
-        if "lease" not in seen:
-            unchanged.append("attribute_not_exists(#lease)")
-        return self._table.put(partition, key, again, " AND ".join(unchanged), **seen)
+    def _take_over(
+        self, budget: Budget, turn: NewTurn, item: Item, head: Item, again: Item, now: float
+    ) -> dict[int, Item | None]:
+        """Put a turn in the place of an ended attempt, where that, its session and its request stand as they were read.
+
+        Returns:
+            What did not: 0 the attempt, 1 its session, 3 its request; and 2 where the owner is shut out.
+        """
+        seen = {name: item[name] for name in _STANDS if name in item}
+        unchanged = [f"#{name} = :{name}" if name in seen else f"attribute_not_exists(#{name})" for name in _STANDS]
+        opened, values = conditions.opened_at(conditions.opened_in(head))
+        place = {"session": items.session_id_of(item["pk"]), "seq": item["seq"]}
+        request_key = items.request_key(turn.owner, turn.request_id)
+        return self._table.transact(
+            budget,
+            (
+                self._table.put(item["pk"], item["sk"], again, " AND ".join(unchanged), **seen),
+                self._table.require(item["pk"], items.META, opened, now=now, **values),
+                self._not_shut_out(turn.owner, now),
+                self._table.require(request_key, items.REQUEST, _PLACE, **place),
+            ),
+            self._tokens("take over", turn.owner, turn.request_id, again["attempt"], again["seq"]),
+        )
 
     def renew(self, budget: Budget, ticket: Ticket) -> None:
         """Extend the lease of a pending turn."""

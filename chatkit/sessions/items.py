@@ -234,9 +234,9 @@ def check_as_loaded(turn: NewTurn, version: int, expires_at: float | None, opene
         NotFound: naming the session.
     """
     other_end = turn.expires_at is not None and turn.expires_at != expires_at
-    other = turn.opened_at is not None and turn.opened_at != opened_at
-    if other_end or other or turn.after > version:
+    if other_end or turn.after > version:
         raise unknown_session(turn.session_id)
+    check_as_opened(turn, opened_at)
 
 
 def check_message(turn: NewTurn) -> None:
@@ -299,12 +299,25 @@ def not_owned(ticket: Ticket) -> Conflict:
     return Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
 
 
+def check_as_opened(turn: NewTurn, opened_at: object) -> None:
+    """Refuse to run a turn again that was planned on another session of its name.
+
+    Raises:
+        NotFound: naming the session.
+    """
+    if turn.opened_at is not None and turn.opened_at != opened_at:
+        raise unknown_session(turn.session_id)
+
+
 def answer_again(turn: NewTurn, session_id: str, item: dict[str, Any], *, expired: bool) -> Turn:
     """Return the turn that a known request id has: finished ones are to be replayed, an aborted one runs again.
 
     Raises:
+        NotFound: the item is of another request, in a session that was opened again.
         Conflict: it is being answered now, or the id was used for another message or session.
     """
+    if item["request_id"] != turn.request_id:
+        raise removed_session(turn.request_id)
     check_same_request(turn, session_id, item)
     stored = turn_of(item, expired=expired)
     if stored.status == "pending":

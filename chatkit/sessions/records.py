@@ -105,6 +105,7 @@ def _accept_again(records: Records, turn: NewTurn, request: Item, now: float) ->
     stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
     if stored.status != "aborted":
         return Accepted(session_id, repeat=stored)
+    items.check_as_opened(turn, head.get("created_at"))
     again = items.new_item(turn, seq, now, item.get("expires_at"))
     again = items.begun(again | {"attempt": stored.attempt + 1, "created_at": item["created_at"]}, now)
     records.put(partition, key, again)

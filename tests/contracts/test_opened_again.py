@@ -135,3 +135,19 @@ async def test_a_turn_that_an_older_version_began_without_a_mark_is_renewed_fini
         await store.finish(tickets[1], OUTCOMES["complete"])
     await store.finish(again, Outcome("complete", "stop", "Hello."))
     assert [turn.assistant for turn in await store.page(OWNER, "my-session", limit=9)] == ["Hi.", "Hello."]
+
+
+async def test_a_turn_planned_on_an_erased_session_takes_over_none_of_the_new_one(store, clock) -> None:
+    for _ in range(2):
+        clock.now += 1
+        await store.finish((await store.accept(new("same"))).ticket, Outcome("aborted", "aborted", "H"))
+        planned = await as_loaded(store)
+        if clock.now == 1001:
+            old = planned
+            await store.delete(OWNER, "my-session")
+    assert (old["opened_at"], planned["opened_at"]) == (1001, 1002)
+    with pytest.raises(NotFound, match="session 'my-session' does not exist; leave session_id out"):
+        await store.accept(new("same", **old))
+    (kept,) = await store.page(OWNER, "my-session", limit=9)
+    assert (kept.attempt, kept.status, kept.assistant) == (1, "aborted", "H")
+    assert (await store.accept(new("same", **planned))).ticket.attempt == 2
