@@ -56,6 +56,8 @@ _CREDENTIALS = frozenset(
     }
 )
 _FAILED = "ConditionalCheckFailed"
+# HTTP status from which on an answer says that the server failed, whatever it did before.
+_SERVER_FAULT = 500
 
 
 class ConditionFailed(Exception):
@@ -74,6 +76,8 @@ class Connection:
         boto3, exceptions = load_sdk()
         self.name = name
         self._errors = exceptions
+        # What was sent may have been applied. A connection that nobody takes is none of these: it fails at once.
+        self._unanswered = (exceptions.ConnectionClosedError, exceptions.ReadTimeoutError)
         self._endpoint = endpoint
         try:
             session = boto3.session.Session(region_name=region or None)
@@ -89,7 +93,10 @@ class Connection:
         self.client.close()
 
     def call(self, budget: Budget, operation: str, **parameters: Any) -> dict[str, Any]:
-        """Call an operation of the table; what passes by itself is tried again.
+        """Call an operation of the table; what passes by itself, and what got no answer, is tried again.
+
+        So a write may be made twice, by the SDK as by this: the condition of a single one has to hold after it was
+        made, or its failure to be no surprise.
 
         Raises:
             ConditionFailed: the condition of a single write did not hold.
@@ -105,16 +112,14 @@ class Connection:
                 code = code_of(error)
                 if code == "ConditionalCheckFailedException":
                     raise ConditionFailed from None
-                if code not in _PASSING:
-                    raise self._explained(error) from error
+                self._pause(budget, error, passing=code in _PASSING)
             except self._errors.BotoCoreError as error:
-                raise self._explained(error) from error
-            budget.pause()
+                self._pause(budget, error)
 
     def transact(
         self, budget: Budget, actions: Iterable[Action], token: Callable[[], str] = lambda: secrets.token_hex(18)
     ) -> dict[int, dict[str, Any] | None]:
-        """Apply all of the actions, or none; the SDK's own re-sending applies them once.
+        """Apply all of the actions, or none; sending them again where no answer came applies them once.
 
         Args:
             token: makes the token of each try, at most 36 characters; DynamoDB applies what has one token once.
@@ -137,13 +142,28 @@ class Connection:
                 codes = {reason.get("Code") for reason in reasons} - {"None", None}
                 if _FAILED in codes:
                     return {at: _stored(reason) for at, reason in enumerate(reasons) if reason.get("Code") == _FAILED}
-                if not codes or codes - _PASSING:
-                    raise self._explained(error) from error
+                self._pause(budget, error, passing=bool(codes) and codes <= _PASSING)
                 if codes & _ANOTHER_TRY:  # else what was sent may still be applied, or has been and its answer was lost
                     tried = token()
             except self._errors.BotoCoreError as error:
-                raise self._explained(error) from error
+                self._pause(budget, error)
+
+    def _pause(self, budget: Budget, error: Exception, *, passing: bool = False) -> None:
+        """Wait before a call is tried again whose failure is `passing`, or to which no answer came at all.
+
+        Raises:
+            StoreFailed: the budget is spent, or the call would fail again.
+            ConfigError: as `call`.
+        """
+        lost = isinstance(error, self._unanswered) or _status_of(error) >= _SERVER_FAULT
+        if not (passing or lost):
+            raise self._explained(error) from error
+        try:
             budget.pause()
+        except StoreFailed:
+            if lost:
+                raise self._explained(error) from error
+            raise
 
     def log_cause(self, error: StoreFailed) -> None:
         """Log what a failed call does not say: what stopped it, unless AWS answered; that was logged when it came."""
@@ -221,6 +241,12 @@ def code_of(error: BaseException | None) -> str:
     """Return AWS's code of an error that AWS answered with; empty for any other."""
     response = getattr(error, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
+
+
+def _status_of(error: Exception) -> int:
+    """Return the HTTP status of an answer of AWS; 0 of an error that is none."""
+    response = getattr(error, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _config() -> Any:

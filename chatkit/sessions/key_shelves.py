@@ -15,7 +15,7 @@ from chatkit.errors import ConfigError, StoreFailed
 from chatkit.sessions import sqlite_file
 from chatkit.sessions.attributes import expressions
 from chatkit.sessions.budget import Budget
-from chatkit.sessions.connection import ConditionFailed, code_of
+from chatkit.sessions.connection import code_of
 from chatkit.sessions.session_keys import WrappedKey
 from chatkit.sessions.sqlite_erasing import Erasing
 from chatkit.sessions.table import Table
@@ -164,11 +164,14 @@ class DynamoDBKeys:
         condition: dict[str, Any] = {"condition": "attribute_not_exists(#pk)"}
         if old is not None:
             condition = {"condition": "#wrapped = :wrapped", "wrapped": _text(old)}
-        with contextlib.suppress(ConditionFailed):  # the SDK's own re-sending of what was written fails so too
-            if new is None:
-                self._table.delete(Budget(_BUDGET_S), owner, session, **condition)
-            else:
-                self._table.write(Budget(_BUDGET_S), owner, session, _item(new), **condition)
+        # A transaction, for sent again it is not made again: a key whose writing nobody acknowledged may have been used
+        # and forgotten meanwhile, and must not come back.
+        action = (
+            self._table.drop(owner, session, **condition)
+            if new is None
+            else self._table.put(owner, session, _item(new), **condition)
+        )
+        self._table.transact(Budget(_BUDGET_S), (action,))
 
     def put(self, owner: str, session: str, new: WrappedKey) -> None:
         """Put a mark in the place of whatever is kept."""
