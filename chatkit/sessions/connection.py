@@ -13,6 +13,8 @@ from chatkit.sessions.budget import Budget
 log = logging.getLogger(__name__)
 Action = dict[str, dict[str, Any]]
 
+# How long one call is sent again to which no answer comes, also where there is more time for them all. Seconds.
+_PATIENCE_S = 5.0
 # Calls that run at once; each has a connection of its own.
 THREADS = 32
 # What ends by itself: others wrote the same item, or more was asked of a partition than it gives. The error codes and
@@ -103,6 +105,7 @@ class Connection:
             StoreFailed: AWS did not acknowledge it within the budget.
             ConfigError: the table, a permission or the credentials are missing.
         """
+        patience = budget.part(_PATIENCE_S)
         while True:
             budget.check()
             try:
@@ -112,9 +115,9 @@ class Connection:
                 code = code_of(error)
                 if code == "ConditionalCheckFailedException":
                     raise ConditionFailed from None
-                self._pause(budget, error, passing=code in _PASSING)
+                self._pause(budget, patience, error, passing=code in _PASSING)
             except self._errors.BotoCoreError as error:
-                self._pause(budget, error)
+                self._pause(budget, patience, error)
 
     def transact(
         self, budget: Budget, actions: Iterable[Action], token: Callable[[], str] = lambda: secrets.token_hex(18)
@@ -131,7 +134,7 @@ class Connection:
         Raises:
             StoreFailed, ConfigError: as `call`.
         """
-        wanted, tried = list(actions), token()
+        wanted, tried, patience = list(actions), token(), budget.part(_PATIENCE_S)
         while True:
             budget.check()
             try:
@@ -142,28 +145,32 @@ class Connection:
                 codes = {reason.get("Code") for reason in reasons} - {"None", None}
                 if _FAILED in codes:
                     return {at: _stored(reason) for at, reason in enumerate(reasons) if reason.get("Code") == _FAILED}
-                self._pause(budget, error, passing=bool(codes) and codes <= _PASSING)
+                self._pause(budget, patience, error, passing=bool(codes) and codes <= _PASSING)
                 if codes & _ANOTHER_TRY:  # else what was sent may still be applied, or has been and its answer was lost
                     tried = token()
             except self._errors.BotoCoreError as error:
-                self._pause(budget, error)
+                self._pause(budget, patience, error)
 
-    def _pause(self, budget: Budget, error: Exception, *, passing: bool = False) -> None:
+    def _pause(self, budget: Budget, patience: Budget, error: Exception, *, passing: bool = False) -> None:
         """Wait before a call is tried again whose failure is `passing`, or to which no answer came at all.
 
+        Args:
+            patience: what there is of the budget for those that nobody answers.
+
         Raises:
-            StoreFailed: the budget is spent, or the call would fail again.
+            StoreFailed: it is spent, or the call would fail again.
             ConfigError: as `call`.
         """
         lost = isinstance(error, self._unanswered) or _status_of(error) >= _SERVER_FAULT
-        if not (passing or lost):
-            raise self._explained(error) from error
-        try:
+        if passing:
             budget.pause()
-        except StoreFailed:
-            if lost:
+        elif not lost:
+            raise self._explained(error) from error
+        else:
+            try:
+                patience.pause()
+            except StoreFailed:
                 raise self._explained(error) from error
-            raise
 
     def log_cause(self, error: StoreFailed) -> None:
         """Log what a failed call does not say: what stopped it, unless AWS answered; that was logged when it came."""

@@ -118,7 +118,26 @@ class EncryptedStore:
             raise
         if unused and accepted.session_id != turn.session_id:
             await self._discard(turn, kept)
+        if accepted.ticket is not None and accepted.ticket.seq == 1 and not turn.opens_session:
+            await self._check_opened(accepted.ticket, sealed.user, kept)
         return accepted
+
+    async def _check_opened(self, ticket: Ticket, user: str, used: WrappedKey) -> None:
+        """Take a session away again that was opened with a key which was forgotten while the message was on its way.
+
+        It could not be read by anybody, and nobody could open another of its name.
+
+        Raises:
+            NotFound: it was.
+        """
+        owner, session_id = ticket.owner, ticket.session_id
+        kept, _ = await self._run(self._keys.fresh, owner, session_id)
+        if kept == used:
+            return
+        found = await self._found(owner, session_id)
+        if found is not None and [(turn.request_id, turn.user) for turn in found] == [(ticket.request_id, user)]:
+            await self._store.delete(owner, session_id)
+        raise NotFound(f"session {session_id!r} was removed while this message was on its way; send it again")
 
     async def renew(self, ticket: Ticket) -> None:
         """Extend the lease of a pending turn."""
@@ -185,12 +204,16 @@ class EncryptedStore:
 
         Raises:
             TooLarge: a turn is more than is stored of one when it is encrypted.
+            Conflict: a session of this name is there, or is being removed, or was when that broke off.
         """
         whole.check_restorable(session_id, turns)
         for turn in turns:
             _check_message(turn.user, f"the message of turn {turn.seq} of session {session_id!r}")
         opening = NewTurn(owner, session_id, "", "", 0, opens_session=True)
-        kept, key, _ = await self._key(opening, expires_at, look=True)
+        try:
+            kept, key, _ = await self._key(opening, expires_at, look=True)
+        except NotFound as error:  # in the way, to whoever restores
+            raise Conflict(str(error)) from None
         sealed = await asyncio.to_thread(lambda: [sealing.sealed_turn(key, turn) for turn in turns])
         for turn in sealed:
             size = size_of(items.restored(turn, expires_at)) + _BESIDE

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 from chatkit import session_lines
 from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
-from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
+from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage, check_id
 
 META = "Z#META"
 REQUEST = "R"
@@ -367,9 +367,10 @@ def position_of(owner: Owner, cursor: str) -> tuple[float, str]:
         if len(cursor) > _LONGEST_CURSOR:
             raise ValueError("longer than any that was given")
         digest, created_at, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if digest == _digest(owner) and _is_opening(created_at) and len(session_id.encode()) <= _LONGEST_CURSOR:
+        check_id("session_id", session_id)  # what is no id may be no key of a database either
+        if digest == _digest(owner) and _is_opening(created_at):
             return float(created_at), session_id
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (InvalidRequest, ValueError, TypeError, OverflowError, RecursionError):
         pass  # whatever was sent in its place
     raise InvalidRequest(f"cursor is {cursor[:40]!r}, expected what a list of these sessions gave; start without one")
 
