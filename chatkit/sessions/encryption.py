@@ -20,7 +20,7 @@ from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionList,
 from chatkit.sessions import items, sealing, whole
 from chatkit.sessions.attributes import size_of
 from chatkit.sessions.session_keys import KeyRing, WrappedKey
-from chatkit.types import FinishReason, Owner, Turn
+from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class EncryptedStore:
         if outcome.status == "blocked":
             await self._store.finish(ticket, replace(outcome, assistant="", passages=()))
             return
-        sealed, fits = _fitting(key, ticket.request_id, outcome, _MAX_ITEM - _BESIDE - size)
+        sealed, fits = sealing.fitting_outcome(key, ticket.request_id, outcome, _MAX_ITEM - _BESIDE - size)
         await self._store.finish(ticket, sealed)
         if not fits and outcome.status == "complete":
             raise TooLarge(
@@ -352,12 +352,12 @@ class EncryptedStore:
 
     def _unseal(self, owner: Owner, session_id: str, turns: Sequence[Turn]) -> tuple[Turn, ...] | None:
         key = self._keys.held(owner, session_id)
-        opened = None if key is None else [_opened(key, turn) for turn in turns]
+        opened = None if key is None else [sealing.readable_turn(key, turn) for turn in turns]
         if key is not None and opened is not None and None in opened:
             # Another process may have removed the session, and opened it again, since the key was last asked for.
             asked = self._keys.fresh(owner, session_id)[1]
             if asked is not key:
-                opened = None if asked is None else [_opened(asked, turn) for turn in turns]
+                opened = None if asked is None else [sealing.readable_turn(asked, turn) for turn in turns]
         if opened is None:
             log.warning("the key of a session is forgotten: the session counts as gone")
             return None
@@ -383,27 +383,7 @@ def _may_open(turn: NewTurn) -> bool:
     return True
 
 
-def _opened(key: sealing.SessionKey, turn: Turn) -> Turn | None:
-    """Return a turn as it was before it was encrypted, None for one that cannot be decrypted."""
-    try:
-        return sealing.unsealed_turn(key, turn)
-    except ValueError:
-        return None
-
-
 def _check_message(text: str, name: str) -> None:
     size = len(text.encode())
     if size > MAX_MESSAGE:
         raise TooLarge(f"{name} has {size} bytes, at most {MAX_MESSAGE} are stored encrypted; send a shorter one")
-
-
-def _fitting(key: sealing.SessionKey, request_id: str, outcome: Outcome, room: int) -> tuple[Outcome, bool]:
-    """Return an outcome encrypted, and whether it has room; a larger one is aborted, without sources, and cut."""
-    sealed = sealing.sealed_outcome(key, request_id, outcome)
-    if size_of(items.ended({}, sealed)) <= room:
-        return sealed, True
-    reason: FinishReason = "length" if outcome.status == "complete" else outcome.finish_reason
-    bare = replace(outcome, status="aborted", finish_reason=reason, assistant="", passages=())
-    most = sealing.most_in(room - size_of(items.ended({}, bare)))
-    cut = outcome.assistant.encode()[:most].decode("utf-8", "ignore")
-    return sealing.sealed_outcome(key, request_id, replace(bare, assistant=cut)), False
