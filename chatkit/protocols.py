@@ -121,13 +121,19 @@ class Moderator(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """The right to finish one attempt of one turn."""
+    """The right to finish one attempt of one turn.
+
+    Attributes:
+        mark: random, of this attempt alone: a session that was removed and opened again may have the same request in
+            the same place. Empty for an attempt that a store marks by nothing, or that an older version began.
+    """
 
     owner: Owner
     session_id: str
     seq: int
     request_id: str
     attempt: int
+    mark: str = ""
 
 
 @dataclass(frozen=True, slots=True)

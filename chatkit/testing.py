@@ -197,9 +197,8 @@ class MemoryStore:
     def _heads(self, owner: Owner) -> list[SessionHead]:
         start, now = items.session_key(owner, ""), self._clock()
         heads = {p: rows.get(items.META) for p, rows in self._kept.partitions.items() if p.startswith(start)}
-        return [
-            items.head_of(p, head) for p, head in heads.items() if head is not None and not items.is_gone(head, now)
-        ]
+        kept = {p: head for p, head in heads.items() if head is not None and not items.is_gone(head, now)}
+        return [records.read_head(p, head, head.get("created_at"), head.get("expires_at")) for p, head in kept.items()]
 
 
 class _Kept:

@@ -10,7 +10,7 @@ import click
 
 from chatkit.cli import setting_options
 from chatkit.cli._owners import owner_of, owner_options
-from chatkit.errors import ConfigError, InvalidRequest, NotFound
+from chatkit.errors import ConfigError, InvalidRequest, NotFound, StoreFailed
 from chatkit.settings import load_settings
 from chatkit.types import Owner, Turn, check_id
 
@@ -87,10 +87,13 @@ async def turns_of(store: "Store", owner: Owner, session_id: str) -> AsyncIterat
 
     Raises:
         NotFound: there is no such session.
+        StoreFailed: a page begins where it was not to, and would without end.
     """
     after = 0
     try:
         while page := await store.page(owner, session_id, limit=PAGE, after=after):
+            if page[-1].seq <= after:
+                raise StoreFailed(f"the store gives turn {page[-1].seq} of session {session_id!r} after turn {after}")
             for turn in page:
                 yield turn
             after = page[-1].seq

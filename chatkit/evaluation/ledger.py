@@ -226,9 +226,13 @@ async def read_back(
 
 async def _turns(store: SessionArchive, owner: Owner, session_id: str) -> list[Turn]:
     turns: list[Turn] = []
+    after = 0
     try:
-        while page := await store.page(owner, session_id, limit=_PAGE, after=turns[-1].seq if turns else 0):
+        while page := await store.page(owner, session_id, limit=_PAGE, after=after):
             turns += page
+            if page[-1].seq <= after:
+                break  # and would begin so without end; it is found as turns that are there twice
+            after = page[-1].seq
     except NotFound:
         pass  # what was acknowledged of it is lost, and is found as that
     return turns

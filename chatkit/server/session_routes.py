@@ -13,6 +13,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from chatkit.conversation import Conversation
 from chatkit.errors import ChatkitError, InvalidRequest, NotFound, StoreFailed
 from chatkit.protocols import SessionStore
 from chatkit.server.callers import Caller
@@ -69,12 +70,9 @@ class SessionRoutes:
         """Answer with every turn of a session as JSON lines, as `chatkit sessions export` writes them."""
         owner, session_id = _acting(caller, _query(request, "user")).owner, _session_id(request)
         archive = self._archive()
-        first = await _page(archive, owner, session_id, limit=_MOST, after=0)
-        conversation = await archive.load(owner, session_id, limit=1)
-        total = max([conversation.total, conversation.newest, *(turn.seq for turn in first)])
-        expires_at = None if conversation.expires_at is None else int(conversation.expires_at)
-        lines = _lines(archive, owner, session_id, first, total, expires_at)
-        return EventStream(lines, media_type=JSON_LINES, headers={})
+        counted = await _counted(archive, owner, session_id)  # first: those that come from now on are left out
+        page = await _page(archive, owner, session_id, limit=_MOST, after=0)
+        return EventStream(_lines(archive, owner, session_id, counted, page), media_type=JSON_LINES, headers={})
 
     async def delete(self, request: Request, caller: Caller) -> Response:
         """Remove one session; 404 where there was none, what a removal that broke off has left is removed all the same.
@@ -112,16 +110,26 @@ async def _page(archive: SessionStore, owner: Owner, session_id: str, *, limit: 
         raise NotFound(f"there is no session {session_id!r}; GET /sessions lists those of a named user") from None
 
 
+async def _counted(archive: SessionStore, owner: Owner, session_id: str) -> Conversation:
+    """Return the newest turn of a session, with how many it has had and when it was opened and ends."""
+    try:
+        return await archive.load(owner, session_id, limit=1)
+    except NotFound:
+        return Conversation()
+
+
 async def _lines(
-    archive: SessionStore, owner: Owner, session_id: str, page: tuple[Turn, ...], total: int, expires_at: int | None
+    archive: SessionStore, owner: Owner, session_id: str, counted: Conversation, page: tuple[Turn, ...]
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the lines of a session that begins with `page` and had so many turns when they were counted.
+    """Yield the lines of a session that begins with `page`, as it was when its turns were counted.
 
     Raises:
-        ConnectionAbortedError: the rest cannot be read, or one of them. The answer then ends without its last chunk,
-            which no client takes for the whole.
+        ConnectionAbortedError: the rest cannot be read, or one of them, or nobody knows how many they are, or another
+            session has the name by now. The answer then ends without its last chunk, which no client takes for the
+            whole.
     """
-    sent = 0
+    sent, total = 0, max([counted.total, counted.newest, *(turn.seq for turn in page if not counted.total)])
+    expires_at = None if counted.expires_at is None else int(counted.expires_at)
     while page:
         for turn in page:
             if turn.seq <= total:  # one above has come since they were counted
@@ -135,9 +143,26 @@ async def _lines(
         except ChatkitError as error:
             log.error("the export of session %s broke off: %s", hint_of(owner, session_id), error.code)
             raise ConnectionAbortedError("the export broke off") from error
+    await _check_whole(archive, owner, session_id, counted, sent)
+
+
+async def _check_whole(archive: SessionStore, owner: Owner, session_id: str, counted: Conversation, sent: int) -> None:
+    """Break an answer off that does not hold every turn of the one session that was counted."""
+    hint, total = hint_of(owner, session_id), counted.total
+    if not total:  # the session's own entry is damaged
+        log.error("the export of session %s broke off: nobody knows how many turns it has", hint)
+        raise ConnectionAbortedError("the number of turns cannot be read")
     if sent != total:
-        log.error("the export of session %s lacks turns: %d of %d", hint_of(owner, session_id), total - sent, total)
+        log.error("the export of session %s lacks turns: %d of %d", hint, total - sent, total)
         raise ConnectionAbortedError("turns of the session cannot be read")
+    try:
+        now = await _counted(archive, owner, session_id)
+    except ChatkitError as error:
+        log.error("the export of session %s broke off: %s", hint, error.code)
+        raise ConnectionAbortedError("the export broke off") from error
+    if now.opened_at != counted.opened_at:
+        log.error("the export of session %s broke off: it was removed meanwhile", hint)
+        raise ConnectionAbortedError("the session was removed")
 
 
 def _acting(caller: Caller, query: Mapping[str, str]) -> Caller:

@@ -20,6 +20,10 @@ class Budget:
         self._left = tries - 1
         self._longest = _FIRST_PAUSE
 
+    def part(self, seconds: float) -> "Budget":
+        """Return a budget of so many seconds, with tries of its own, that ends when this one does at the latest."""
+        return Budget(min(seconds, self._end - time.monotonic()))
+
     def check(self) -> None:
         """Stop when the time is over.
 

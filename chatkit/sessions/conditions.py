@@ -6,11 +6,13 @@ gone while the rest still lies there, and a session of the same name may be open
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeGuard, get_args
+from typing import Any
 
 from chatkit.errors import NotFound, StoreFailed
+from chatkit.protocols import Ticket
 from chatkit.sessions import items, records
-from chatkit.types import Turn, TurnStatus
+from chatkit.sessions.shapes import is_moment
+from chatkit.types import Turn
 
 Item = dict[str, Any]
 
@@ -24,7 +26,7 @@ _KEPT = "(attribute_not_exists(#expires_at) OR #expires_at > :now)"
 # A session is open.
 SESSION = f"attribute_exists(#pk) AND attribute_not_exists(#state) AND {_KEPT}"
 # A turn is the ticket's, and waits to be finished.
-MINE = f"#attempt = :own_attempt AND #request_id = :own_request AND #status = :pending AND {_KEPT}"
+_MINE = f"#attempt = :own_attempt AND #request_id = :own_request AND #status = :pending AND {_KEPT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,19 @@ def same(head: Head) -> tuple[str, dict[str, Any]]:
     return f"{unchanged} AND {_KEPT} AND #expires_at = :ends", values | {"ends": head.expires_at}
 
 
+def opened_at(moment: float | None) -> tuple[str, dict[str, Any]]:
+    """Return the condition that a session is open which was opened then, and its values but `now`."""
+    return (SESSION, {}) if moment is None else (f"{SESSION} AND #created_at = :opened", {"opened": moment})
+
+
+def mine(ticket: Ticket) -> tuple[str, dict[str, Any]]:
+    """Return the condition that a turn is the ticket's and waits to be finished, and its values but `now`."""
+    values = {"own_attempt": ticket.attempt, "own_request": ticket.request_id, "pending": "pending"}
+    if not ticket.mark:
+        return f"{_MINE} AND attribute_not_exists(#mark)", values
+    return f"{_MINE} AND #mark = :own_mark", values | {"own_mark": ticket.mark}
+
+
 def is_gone(item: Item, now: float) -> bool:
     """Whether an item counts as absent, as items.is_gone; one whose end is no number has none."""
     return "state" in item or ends_of(item) <= now
@@ -55,7 +70,7 @@ def is_gone(item: Item, now: float) -> bool:
 def ends_of(item: Item) -> float:
     """Return when an item ends; never where that is not said, or is no number."""
     ends = item.get("expires_at")
-    return ends if _is_number(ends) else math.inf
+    return ends if is_moment(ends) else math.inf
 
 
 def head_in(item: Item) -> Head:
@@ -65,7 +80,7 @@ def head_in(item: Item) -> Head:
         StoreFailed: it is damaged.
     """
     version, ends = item.get("version"), item.get("expires_at")
-    if type(version) is not int or not (_is_number(ends) or "expires_at" not in item):
+    if type(version) is not int or not (is_moment(ends) or "expires_at" not in item):
         raise damaged(items.META, "start a new session")
     return Head(version, ends, opened_in(item))
 
@@ -73,7 +88,7 @@ def head_in(item: Item) -> Head:
 def opened_in(item: Item) -> float | None:
     """Return when a session was opened; None where its own item does not say."""
     opened = item.get("created_at")
-    return opened if _is_number(opened) else None
+    return opened if is_moment(opened) else None
 
 
 def place_in(request: Item | None) -> tuple[str, int]:
@@ -90,30 +105,10 @@ def place_in(request: Item | None) -> tuple[str, int]:
 
 def turn_in(row: Item, head: Item, now: float) -> Turn | None:
     """Return the turn of a row under a session's own item; None for a damaged one and for one of an older session."""
-    ending = _is_number(head.get("expires_at")) or "expires_at" not in head
+    ending = is_moment(head.get("expires_at")) or "expires_at" not in head
     if is_gone(row, now) or (ending and ends_of(row) != ends_of(head)):
         return None
-    return records.read_turn(row["sk"], row if is_sound(row) else None, now)
-
-
-def is_sound(row: Item) -> bool:
-    """Whether what a turn must have is there, in the right types."""
-    texts = (row.get("request_id"), row.get("user"), row.get("assistant", ""))
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(type(row.get(name)) is int for name in ("seq", "attempt", "user_length"))
-        and row.get("status") in get_args(TurnStatus)
-        and items.turn_key(row["seq"]) == row["sk"]
-        and _can_be_read(row)
-    )
-
-
-def _can_be_read(row: Item) -> bool:
-    try:
-        items.turn_of(row, expired=False)
-    except (ValueError, KeyError, TypeError):
-        return False
-    return True
+    return records.read_turn(row["sk"], row, now)
 
 
 def damaged(key: str, step: str) -> StoreFailed:
@@ -127,7 +122,3 @@ def being_changed(session_id: str, state: Any) -> NotFound:
     """Return the error for a session that is being removed or restored, or was when that broke off."""
     work = "restored" if state == RESTORING else "removed"
     return NotFound(f"session {session_id!r} is being {work}; name another one, or have it {work} again if that failed")
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float)

@@ -13,6 +13,8 @@ from chatkit.sessions.budget import Budget
 log = logging.getLogger(__name__)
 Action = dict[str, dict[str, Any]]
 
+# How long one call is sent again to which no answer comes, also where there is more time for them all. Seconds.
+_PATIENCE_S = 5.0
 # Calls that run at once; each has a connection of its own.
 THREADS = 32
 # What ends by itself: others wrote the same item, or more was asked of a partition than it gives. The error codes and
@@ -56,6 +58,8 @@ _CREDENTIALS = frozenset(
     }
 )
 _FAILED = "ConditionalCheckFailed"
+# HTTP status from which on an answer says that the server failed, whatever it did before.
+_SERVER_FAULT = 500
 
 
 class ConditionFailed(Exception):
@@ -74,6 +78,8 @@ class Connection:
         boto3, exceptions = load_sdk()
         self.name = name
         self._errors = exceptions
+        # What was sent may have been applied. A connection that nobody takes is none of these: it fails at once.
+        self._unanswered = (exceptions.ConnectionClosedError, exceptions.ReadTimeoutError)
         self._endpoint = endpoint
         try:
             session = boto3.session.Session(region_name=region or None)
@@ -89,13 +95,17 @@ class Connection:
         self.client.close()
 
     def call(self, budget: Budget, operation: str, **parameters: Any) -> dict[str, Any]:
-        """Call an operation of the table; what passes by itself is tried again.
+        """Call an operation of the table; what passes by itself, and what got no answer, is tried again.
+
+        So a write may be made twice, by the SDK as by this: the condition of a single one has to hold after it was
+        made, or its failure to be no surprise.
 
         Raises:
             ConditionFailed: the condition of a single write did not hold.
             StoreFailed: AWS did not acknowledge it within the budget.
             ConfigError: the table, a permission or the credentials are missing.
         """
+        patience = budget.part(_PATIENCE_S)
         while True:
             budget.check()
             try:
@@ -105,16 +115,14 @@ class Connection:
                 code = code_of(error)
                 if code == "ConditionalCheckFailedException":
                     raise ConditionFailed from None
-                if code not in _PASSING:
-                    raise self._explained(error) from error
+                self._pause(budget, patience, error, passing=code in _PASSING)
             except self._errors.BotoCoreError as error:
-                raise self._explained(error) from error
-            budget.pause()
+                self._pause(budget, patience, error)
 
     def transact(
         self, budget: Budget, actions: Iterable[Action], token: Callable[[], str] = lambda: secrets.token_hex(18)
     ) -> dict[int, dict[str, Any] | None]:
-        """Apply all of the actions, or none; the SDK's own re-sending applies them once.
+        """Apply all of the actions, or none; sending them again where no answer came applies them once.
 
         Args:
             token: makes the token of each try, at most 36 characters; DynamoDB applies what has one token once.
@@ -126,7 +134,7 @@ class Connection:
         Raises:
             StoreFailed, ConfigError: as `call`.
         """
-        wanted, tried = list(actions), token()
+        wanted, tried, patience = list(actions), token(), budget.part(_PATIENCE_S)
         while True:
             budget.check()
             try:
@@ -137,13 +145,32 @@ class Connection:
                 codes = {reason.get("Code") for reason in reasons} - {"None", None}
                 if _FAILED in codes:
                     return {at: _stored(reason) for at, reason in enumerate(reasons) if reason.get("Code") == _FAILED}
-                if not codes or codes - _PASSING:
-                    raise self._explained(error) from error
+                self._pause(budget, patience, error, passing=bool(codes) and codes <= _PASSING)
                 if codes & _ANOTHER_TRY:  # else what was sent may still be applied, or has been and its answer was lost
                     tried = token()
             except self._errors.BotoCoreError as error:
-                raise self._explained(error) from error
+                self._pause(budget, patience, error)
+
+    def _pause(self, budget: Budget, patience: Budget, error: Exception, *, passing: bool = False) -> None:
+        """Wait before a call is tried again whose failure is `passing`, or to which no answer came at all.
+
+        Args:
+            patience: what there is of the budget for those that nobody answers.
+
+        Raises:
+            StoreFailed: it is spent, or the call would fail again.
+            ConfigError: as `call`.
+        """
+        lost = isinstance(error, self._unanswered) or _status_of(error) >= _SERVER_FAULT
+        if passing:
             budget.pause()
+        elif not lost:
+            raise self._explained(error) from error
+        else:
+            try:
+                patience.pause()
+            except StoreFailed:
+                raise self._explained(error) from error
 
     def log_cause(self, error: StoreFailed) -> None:
         """Log what a failed call does not say: what stopped it, unless AWS answered; that was logged when it came."""
@@ -221,6 +248,12 @@ def code_of(error: BaseException | None) -> str:
     """Return AWS's code of an error that AWS answered with; empty for any other."""
     response = getattr(error, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
+
+
+def _status_of(error: Exception) -> int:
+    """Return the HTTP status of an answer of AWS; 0 of an error that is none."""
+    response = getattr(error, "response", None) or {}
+    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _config() -> Any:

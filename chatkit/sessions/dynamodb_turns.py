@@ -12,7 +12,7 @@ from typing import Any
 from chatkit.conversation import Conversation, Newest
 from chatkit.errors import Conflict, TooLarge
 from chatkit.protocols import Accepted, NewTurn, Outcome, Ticket
-from chatkit.sessions import conditions, items
+from chatkit.sessions import conditions, items, shapes
 from chatkit.sessions.attributes import expressions, size_of
 from chatkit.sessions.budget import Budget
 from chatkit.sessions.conditions import Head
@@ -26,6 +26,9 @@ Item = dict[str, Any]
 MAX_ITEM = 400 * 1024
 # What a mark that somebody else wrote over may say of the time that an owner is shut out. Seconds.
 _LONGEST_MARK_S = 366 * 86400.0
+# What tells that a turn stands as it was read, and the place that a request has.
+_STANDS = ("request_id", "created_at", "attempt", "status", "lease", "mark")
+_PLACE = "#session_id = :session AND #seq = :seq"
 # What else a pending turn holds, its keys above all. Bytes.
 _MOST_BESIDE = 4096
 
@@ -115,7 +118,7 @@ class Turns:
             opened = items.new_head(now, self._retention_s) | {"version": seq, "owner": items.owner_key(turn.owner)}
             head = Head(0, opened.get("expires_at"))
             counted = self._table.put(partition, items.META, opened, conditions.NO_SESSION, now=now)
-        item = items.leased(items.new_item(turn, seq, now, head.expires_at), now)
+        item = items.begun(items.new_item(turn, seq, now, head.expires_at), now)
         request = items.new_request(turn.session_id, seq, now, head.expires_at)
         request_key = items.request_key(turn.owner, turn.request_id)
         failed = self._table.transact(
@@ -129,7 +132,7 @@ class Turns:
             self._tokens("accept", turn.owner, turn.request_id, 1, seq),
         )
         if not failed:
-            return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
+            return Accepted(turn.session_id, items.ticket_for(turn, turn.session_id, item))
         if 3 in failed:
             raise items.shut_out(_end_of(failed[3], now))
         if 2 in failed:
@@ -145,61 +148,65 @@ class Turns:
 
     def _accept_again(self, budget: Budget, turn: NewTurn, request: Item | None) -> Accepted:
         """Answer a request id that is known: replay what is finished, run again what was aborted."""
-        session_id, seq = conditions.place_in(request)
-        partition, key = items.session_key(turn.owner, session_id), items.turn_key(seq)
         while True:
+            session_id, seq = conditions.place_in(request)
+            partition, key = items.session_key(turn.owner, session_id), items.turn_key(seq)
             item = self._table.get(budget, partition, key)
             head = self._table.get(budget, partition, items.META)
             now = self._clock()
             if item is None or head is None or conditions.is_gone(item, now) or conditions.is_gone(head, now):
                 raise items.removed_session(turn.request_id)
-            if not conditions.is_sound(item):
+            if not shapes.is_sound(key, item):
                 raise conditions.damaged(key, "send a new request_id")
             stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
             if stored.status != "aborted":
                 return Accepted(session_id, repeat=stored)
-            attempt = stored.attempt + 1
+            items.check_as_opened(turn, head.get("created_at"))
             again = items.new_item(turn, seq, now, item.get("expires_at"))
-            again = items.leased(again | {"attempt": attempt, "created_at": stored.created_at}, now)
-            failed = self._table.transact(
-                budget,
-                (
-                    self._take_over(partition, key, item, again),
-                    self._table.require(partition, items.META, conditions.SESSION, now=now),
-                    self._not_shut_out(turn.owner, now),
-                ),
-                self._tokens("take over", turn.owner, turn.request_id, attempt, seq),
-            )
+            again = items.begun(again | {"attempt": stored.attempt + 1, "created_at": stored.created_at}, now)
+            failed = self._take_over(budget, turn, item, head, again, now)
             if not failed:
-                return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, attempt))
+                return Accepted(session_id, items.ticket_for(turn, session_id, again))
             if 2 in failed:
                 raise items.shut_out(_end_of(failed[2], now))
+            request = failed.get(3, request)
+            if request is None or conditions.is_gone(request, now):
+                raise items.removed_session(turn.request_id)
             budget.pause()  # somebody else took it, or removed it
 
-    def _take_over(self, partition: str, key: str, item: Item, again: Item) -> Action:
-        """Return the action that puts a turn in the place of an ended attempt that stands as it was read."""
-        seen = {name: item[name] for name in ("attempt", "status", "lease") if name in item}
-        unchanged = [f"#{name} = :{name}" for name in seen]
-        if "lease" not in seen:
-            unchanged.append("attribute_not_exists(#lease)")
-        return self._table.put(partition, key, again, " AND ".join(unchanged), **seen)
+    def _take_over(
+        self, budget: Budget, turn: NewTurn, item: Item, head: Item, again: Item, now: float
+    ) -> dict[int, Item | None]:
+        """Put a turn in the place of an ended attempt, where that, its session and its request stand as they were read.
+
+        Returns:
+            What did not: 0 the attempt, 1 its session, 3 its request; and 2 where the owner is shut out.
+        """
+        seen = {name: item[name] for name in _STANDS if name in item}
+        unchanged = [f"#{name} = :{name}" if name in seen else f"attribute_not_exists(#{name})" for name in _STANDS]
+        opened, values = conditions.opened_at(conditions.opened_in(head))
+        place = {"session": items.session_id_of(item["pk"]), "seq": item["seq"]}
+        request_key = items.request_key(turn.owner, turn.request_id)
+        return self._table.transact(
+            budget,
+            (
+                self._table.put(item["pk"], item["sk"], again, " AND ".join(unchanged), **seen),
+                self._table.require(item["pk"], items.META, opened, now=now, **values),
+                self._not_shut_out(turn.owner, now),
+                self._table.require(request_key, items.REQUEST, _PLACE, **place),
+            ),
+            self._tokens("take over", turn.owner, turn.request_id, again["attempt"], again["seq"]),
+        )
 
     def renew(self, budget: Budget, ticket: Ticket) -> None:
         """Extend the lease of a pending turn."""
         partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
         now = self._clock()
         lease = items.leased({"status": "pending"}, now)["lease"]
+        condition, values = conditions.mine(ticket)
+        values |= {"lease": lease, "now": now}
         try:
-            self._table.update(
-                budget,
-                partition,
-                key,
-                update="SET #lease = :lease",
-                condition=conditions.MINE,
-                lease=lease,
-                now=now,
-                **_mine(ticket),
-            )
+            self._table.update(budget, partition, key, update="SET #lease = :lease", condition=condition, **values)
         except ConditionFailed:
             raise items.not_owned(ticket) from None
 
@@ -213,10 +220,11 @@ class Turns:
         fitting = self._fitting(budget, partition, key, outcome)
         written, now = items.ended({}, fitting), self._clock()
         update = f"SET {', '.join(f'#{name} = :{name}' for name in written)} REMOVE #lease"
+        condition, values = conditions.mine(ticket)
         failed = self._table.transact(
             budget,
             (
-                self._table.change(partition, key, update, conditions.MINE, now=now, **written, **_mine(ticket)),
+                self._table.change(partition, key, update, condition, now=now, **written, **values),
                 self._table.require(partition, items.META, conditions.SESSION, now=now),
             ),
             self._tokens("finish", ticket.owner, ticket.request_id, ticket.attempt, ticket.seq),
@@ -256,11 +264,6 @@ def _after(last: dict[str, Any], head: Item) -> dict[str, Any]:
     version = head.get("version")
     top = items.turn_key(version + 1) if type(version) is int else last["sk"]["S"]
     return key_of(head["pk"], min(top, last["sk"]["S"]))
-
-
-def _mine(ticket: Ticket) -> dict[str, Any]:
-    """Return the values of `conditions.MINE`."""
-    return {"own_attempt": ticket.attempt, "own_request": ticket.request_id, "pending": "pending"}
 
 
 def _end_of(mark: Item | None, now: float) -> float:

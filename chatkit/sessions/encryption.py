@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol, TypeVar
 
 from chatkit.conversation import Conversation
@@ -20,7 +20,7 @@ from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionList,
 from chatkit.sessions import items, sealing, whole
 from chatkit.sessions.attributes import size_of
 from chatkit.sessions.session_keys import KeyRing, WrappedKey
-from chatkit.types import FinishReason, Owner, Turn
+from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -118,7 +118,26 @@ class EncryptedStore:
             raise
         if unused and accepted.session_id != turn.session_id:
             await self._discard(turn, kept)
+        if accepted.ticket is not None and accepted.ticket.seq == 1 and not turn.opens_session:
+            await self._check_opened(accepted.ticket, sealed.user, kept)
         return accepted
+
+    async def _check_opened(self, ticket: Ticket, user: str, used: WrappedKey) -> None:
+        """Take a session away again that was opened with a key which was forgotten while the message was on its way.
+
+        It could not be read by anybody, and nobody could open another of its name.
+
+        Raises:
+            NotFound: it was.
+        """
+        owner, session_id = ticket.owner, ticket.session_id
+        kept, _ = await self._run(self._keys.fresh, owner, session_id)
+        if kept == used:
+            return
+        found = await self._found(owner, session_id)
+        if found is not None and [(turn.request_id, turn.user) for turn in found] == [(ticket.request_id, user)]:
+            await self._store.delete(owner, session_id)
+        raise NotFound(f"session {session_id!r} was removed while this message was on its way; send it again")
 
     async def renew(self, ticket: Ticket) -> None:
         """Extend the lease of a pending turn."""
@@ -130,9 +149,6 @@ class EncryptedStore:
         Raises:
             TooLarge: message, answer and sources are more than is stored of a turn: it is aborted and cut to fit.
         """
-        if outcome.status == "blocked":
-            await self._store.finish(ticket, replace(outcome, assistant="", passages=()))
-            return
         used, size = (ticket.wrapped, ticket.size) if isinstance(ticket, _Ticket) else (b"", items.MAX_MESSAGE)
         if used is None:
             await self._store.finish(ticket, outcome)
@@ -141,7 +157,10 @@ class EncryptedStore:
         # A message under a key that is forgotten by now cannot be read again: its session was removed meanwhile.
         if kept is None or key is None or (used and kept.wrapped != used):
             raise items.not_owned(ticket)
-        sealed, fits = _fitting(key, ticket.request_id, outcome, _MAX_ITEM - _BESIDE - size)
+        if outcome.status == "blocked":
+            await self._store.finish(ticket, replace(outcome, assistant="", passages=()))
+            return
+        sealed, fits = sealing.fitting_outcome(key, ticket.request_id, outcome, _MAX_ITEM - _BESIDE - size)
         await self._store.finish(ticket, sealed)
         if not fits and outcome.status == "complete":
             raise TooLarge(
@@ -161,6 +180,8 @@ class EncryptedStore:
                 raise items.unknown_session(session_id)
             if turns:
                 return turns
+            if found[-1].seq <= after:
+                break
             after = found[-1].seq  # none of them can be read, and no turns would mean that this is the end
         return ()
 
@@ -183,12 +204,16 @@ class EncryptedStore:
 
         Raises:
             TooLarge: a turn is more than is stored of one when it is encrypted.
+            Conflict: a session of this name is there, or is being removed, or was when that broke off.
         """
         whole.check_restorable(session_id, turns)
         for turn in turns:
             _check_message(turn.user, f"the message of turn {turn.seq} of session {session_id!r}")
         opening = NewTurn(owner, session_id, "", "", 0, opens_session=True)
-        kept, key, _ = await self._key(opening, expires_at, look=True)
+        try:
+            kept, key, _ = await self._key(opening, expires_at, look=True)
+        except NotFound as error:  # in the way, to whoever restores
+            raise Conflict(str(error)) from None
         sealed = await asyncio.to_thread(lambda: [sealing.sealed_turn(key, turn) for turn in turns])
         for turn in sealed:
             size = size_of(items.restored(turn, expires_at)) + _BESIDE
@@ -294,12 +319,8 @@ class EncryptedStore:
         if accepted.ticket is None:
             raise AssertionError("accept returns a ticket or a repeat")
         own = accepted.ticket
-        return replace(
-            accepted,
-            ticket=_Ticket(
-                own.owner, own.session_id, own.seq, own.request_id, own.attempt, wrapped, len(stored.user.encode())
-            ),
-        )
+        told = {name.name: getattr(own, name.name) for name in fields(own)}
+        return replace(accepted, ticket=_Ticket(**told, wrapped=wrapped, size=len(stored.user.encode())))
 
     async def _as_before(self, turn: NewTurn, other: items.OtherMessage) -> tuple[NewTurn, bytes | None]:
         """Return a turn in the form in which its request is stored, and the key of that.
@@ -331,12 +352,12 @@ class EncryptedStore:
 
     def _unseal(self, owner: Owner, session_id: str, turns: Sequence[Turn]) -> tuple[Turn, ...] | None:
         key = self._keys.held(owner, session_id)
-        opened = None if key is None else [_opened(key, turn) for turn in turns]
+        opened = None if key is None else [sealing.readable_turn(key, turn) for turn in turns]
         if key is not None and opened is not None and None in opened:
             # Another process may have removed the session, and opened it again, since the key was last asked for.
             asked = self._keys.fresh(owner, session_id)[1]
             if asked is not key:
-                opened = None if asked is None else [_opened(asked, turn) for turn in turns]
+                opened = None if asked is None else [sealing.readable_turn(asked, turn) for turn in turns]
         if opened is None:
             log.warning("the key of a session is forgotten: the session counts as gone")
             return None
@@ -362,27 +383,7 @@ def _may_open(turn: NewTurn) -> bool:
     return True
 
 
-def _opened(key: sealing.SessionKey, turn: Turn) -> Turn | None:
-    """Return a turn as it was before it was encrypted, None for one that cannot be decrypted."""
-    try:
-        return sealing.unsealed_turn(key, turn)
-    except ValueError:
-        return None
-
-
 def _check_message(text: str, name: str) -> None:
     size = len(text.encode())
     if size > MAX_MESSAGE:
         raise TooLarge(f"{name} has {size} bytes, at most {MAX_MESSAGE} are stored encrypted; send a shorter one")
-
-
-def _fitting(key: sealing.SessionKey, request_id: str, outcome: Outcome, room: int) -> tuple[Outcome, bool]:
-    """Return an outcome encrypted, and whether it has room; a larger one is aborted, without sources, and cut."""
-    sealed = sealing.sealed_outcome(key, request_id, outcome)
-    if size_of(items.ended({}, sealed)) <= room:
-        return sealed, True
-    reason: FinishReason = "length" if outcome.status == "complete" else outcome.finish_reason
-    bare = replace(outcome, status="aborted", finish_reason=reason, assistant="", passages=())
-    most = sealing.most_in(room - size_of(items.ended({}, bare)))
-    cut = outcome.assistant.encode()[:most].decode("utf-8", "ignore")
-    return sealing.sealed_outcome(key, request_id, replace(bare, assistant=cut)), False

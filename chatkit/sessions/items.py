@@ -1,4 +1,4 @@
-"""Turns as items: the keys and the form that every store writes. Pure; knows no database.
+"""Turns as items: the keys and the form that every store writes. Knows no database.
 
 Partition `T#tenant#U#user#S#session` holds one item a turn under `T#{seq}` and the session's own under `Z#META`, so one
 descending query gives that and the newest turns. A request has a partition of its own, `T#tenant#U#user#R#request_id`,
@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import math
+import secrets
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
@@ -20,7 +21,7 @@ from urllib.parse import quote, unquote
 from chatkit import session_lines
 from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
-from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
+from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage, check_id
 
 META = "Z#META"
 REQUEST = "R"
@@ -32,6 +33,8 @@ REQUEST_S = session_lines.REQUEST_S
 # A message may have this much of the 400 KiB that DynamoDB takes of an item; the rest is for answer and sources. The
 # same for every store, so that a session can move from one to another. Bytes of UTF-8.
 MAX_MESSAGE = 256 * 1024
+# What tells two attempts apart that have everything else in common. Bytes.
+_MARK = 8
 # A cursor holds a digest, a moment and an id of at most 128 characters. Characters; epoch seconds of the year 5138.
 _LONGEST_CURSOR = 2048
 _LATEST = 1e11
@@ -125,6 +128,16 @@ def new_item(turn: NewTurn, seq: int, now: float, expires_at: float | None = Non
     if turn.status == "blocked":
         item |= {"blocked": "input", "label": turn.label, "finish_reason": "content_filter"}
     return item
+
+
+def begun(item: dict[str, Any], now: float) -> dict[str, Any]:
+    """Return a pending item as one that an attempt begins, with a lease and a mark of its own; any other as it is."""
+    return leased(item, now) | {"mark": secrets.token_hex(_MARK)} if item["status"] == "pending" else item
+
+
+def ticket_for(turn: NewTurn, session_id: str, item: dict[str, Any]) -> Ticket:
+    """Return the right to finish the attempt that an item is of."""
+    return Ticket(turn.owner, session_id, item["seq"], turn.request_id, item["attempt"], item.get("mark", ""))
 
 
 def leased(item: dict[str, Any], now: float) -> dict[str, Any]:
@@ -227,9 +240,9 @@ def check_as_loaded(turn: NewTurn, version: int, expires_at: float | None, opene
         NotFound: naming the session.
     """
     other_end = turn.expires_at is not None and turn.expires_at != expires_at
-    other = turn.opened_at is not None and turn.opened_at != opened_at
-    if other_end or other or turn.after > version:
+    if other_end or turn.after > version:
         raise unknown_session(turn.session_id)
+    check_as_opened(turn, opened_at)
 
 
 def check_message(turn: NewTurn) -> None:
@@ -282,8 +295,9 @@ def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def same_attempt(ticket: Ticket, item: dict[str, Any]) -> bool:
-    """Whether the item is of the ticket's attempt; a session that was opened again has other requests."""
-    return bool(item["attempt"] == ticket.attempt and item["request_id"] == ticket.request_id)
+    """Whether the item is of the ticket's attempt, and not of a session that was opened again."""
+    own = (item["attempt"], item["request_id"], item.get("mark", ""))
+    return own == (ticket.attempt, ticket.request_id, ticket.mark)
 
 
 def not_owned(ticket: Ticket) -> Conflict:
@@ -291,12 +305,25 @@ def not_owned(ticket: Ticket) -> Conflict:
     return Conflict(f"turn {ticket.seq} of this session is no longer attempt {ticket.attempt}'s to finish")
 
 
+def check_as_opened(turn: NewTurn, opened_at: object) -> None:
+    """Refuse to run a turn again that was planned on another session of its name.
+
+    Raises:
+        NotFound: naming the session.
+    """
+    if turn.opened_at is not None and turn.opened_at != opened_at:
+        raise unknown_session(turn.session_id)
+
+
 def answer_again(turn: NewTurn, session_id: str, item: dict[str, Any], *, expired: bool) -> Turn:
     """Return the turn that a known request id has: finished ones are to be replayed, an aborted one runs again.
 
     Raises:
+        NotFound: the item is of another request, in a session that was opened again.
         Conflict: it is being answered now, or the id was used for another message or session.
     """
+    if item["request_id"] != turn.request_id:
+        raise removed_session(turn.request_id)
     check_same_request(turn, session_id, item)
     stored = turn_of(item, expired=expired)
     if stored.status == "pending":
@@ -330,18 +357,6 @@ def is_same_session(turn: NewTurn, session_id: str, found: dict[str, Any]) -> bo
     return turn.session_id == session_id
 
 
-def head_of(partition: str, item: dict[str, Any]) -> SessionHead:
-    """Return the row of a list that a session's own item holds.
-
-    Raises:
-        ValueError, KeyError: it is damaged.
-    """
-    version, created_at, ends = item["version"], item["created_at"], item.get("expires_at", math.inf)
-    if type(version) is not int or not all(type(moment) in (int, float) for moment in (created_at, ends)):
-        raise ValueError("something else than numbers")
-    return SessionHead(session_id_of(partition), version, float(created_at), None if ends == math.inf else ends)
-
-
 def cursor_of(owner: Owner, last: SessionHead) -> str:
     """Return where a list goes on after `last`. Names its owner by a digest, so that it is of no use to another."""
     position = json.dumps([_digest(owner), last.created_at, last.session_id])
@@ -358,9 +373,10 @@ def position_of(owner: Owner, cursor: str) -> tuple[float, str]:
         if len(cursor) > _LONGEST_CURSOR:
             raise ValueError("longer than any that was given")
         digest, created_at, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if digest == _digest(owner) and _is_opening(created_at) and len(session_id.encode()) <= _LONGEST_CURSOR:
+        check_id("session_id", session_id)  # what is no id may be no key of a database either
+        if digest == _digest(owner) and _is_opening(created_at):
             return float(created_at), session_id
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (InvalidRequest, ValueError, TypeError, OverflowError, RecursionError):
         pass  # whatever was sent in its place
     raise InvalidRequest(f"cursor is {cursor[:40]!r}, expected what a list of these sessions gave; start without one")
 

@@ -15,16 +15,13 @@ from chatkit.errors import ConfigError, StoreFailed
 from chatkit.sessions import sqlite_file
 from chatkit.sessions.attributes import expressions
 from chatkit.sessions.budget import Budget
-from chatkit.sessions.connection import ConditionFailed, code_of
+from chatkit.sessions.connection import code_of
 from chatkit.sessions.session_keys import WrappedKey
+from chatkit.sessions.sqlite_erasing import Erasing
 from chatkit.sessions.table import Table
 
 log = logging.getLogger(__name__)
 
-# Another process may hold the write lock for a commit or a checkpoint; longer is a fault. Milliseconds.
-_BUSY_MS = 5000
-# A log that could not be emptied is tried again at each so many-th write.
-_EMPTIED_EVERY = 16
 # What a call may take in all, seconds; removing everything of an owner takes many.
 _BUDGET_S, _CLEAR_S = 4.0, 600.0
 _SCHEMA = """
@@ -50,7 +47,6 @@ class SQLiteKeys:
         self._file = file
         self._clock = clock
         self._lock = threading.Lock()
-        self._left = 0  # writes until the log is to be emptied once more; 0 where it is empty of what was removed
         try:
             if file is not None:
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +56,7 @@ class SQLiteKeys:
             raise StoreFailed(
                 f"the keys of sessions {str(file)!r} cannot be opened: {error}; check the file"
             ) from error
+        self._erasing = Erasing(self._connection, file, "a forgotten key")
 
     def get(self, owner: str, session: str) -> WrappedKey | None:
         """Return what is kept now."""
@@ -85,10 +82,7 @@ class SQLiteKeys:
                     "UPDATE keys SET wrapped = ?, expires = ? WHERE owner = ? AND session = ? AND wrapped = ?",
                     (new.wrapped, new.expires_at, *place),
                 )
-            if self._left:
-                self._left -= 1
-                if not self._left:
-                    self._empty_log(connection)
+            self._erasing.after_write(erases=False)
 
     def put(self, owner: str, session: str, new: WrappedKey) -> None:
         """Put a mark in the place of whatever is kept, the bytes in the file included."""
@@ -96,13 +90,13 @@ class SQLiteKeys:
             connection.execute(
                 "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", (owner, session, new.wrapped, new.expires_at)
             )
-            self._empty_log(connection)
+            self._erasing.after_write(erases=True)
 
     def clear(self, owner: str) -> None:
         """Remove everything of an owner, the bytes in the file included."""
         with self._asked() as connection:
             connection.execute("DELETE FROM keys WHERE owner = ?", (owner,))
-            self._empty_log(connection)
+            self._erasing.after_write(erases=True)
 
     def close(self) -> None:
         """Close the file."""
@@ -118,16 +112,10 @@ class SQLiteKeys:
             log.error("the keys of sessions %s failed: %s", self._file, error)
             raise StoreFailed("the keys of sessions did not answer; send the request again later") from error
 
-    def _empty_log(self, connection: sqlite3.Connection) -> None:
-        self._left = _EMPTIED_EVERY
-        if sqlite_file.empty_log(connection):
-            self._left = 0
-        else:
-            log.warning("the write-ahead log of %s is in use, a forgotten key stays in it for now", self._file)
-
 
 def _open(file: Path | str) -> sqlite3.Connection:
-    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+    timeout = sqlite_file.BUSY_MS / 1000
+    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=timeout)
     try:
         sqlite_file.log_ahead(connection)
         connection.execute("PRAGMA synchronous = FULL")
@@ -176,11 +164,14 @@ class DynamoDBKeys:
         condition: dict[str, Any] = {"condition": "attribute_not_exists(#pk)"}
         if old is not None:
             condition = {"condition": "#wrapped = :wrapped", "wrapped": _text(old)}
-        with contextlib.suppress(ConditionFailed):  # the SDK's own re-sending of what was written fails so too
-            if new is None:
-                self._table.delete(Budget(_BUDGET_S), owner, session, **condition)
-            else:
-                self._table.write(Budget(_BUDGET_S), owner, session, _item(new), **condition)
+        # A transaction, for sent again it is not made again: a key whose writing nobody acknowledged may have been used
+        # and forgotten meanwhile, and must not come back.
+        action = (
+            self._table.drop(owner, session, **condition)
+            if new is None
+            else self._table.put(owner, session, _item(new), **condition)
+        )
+        self._table.transact(Budget(_BUDGET_S), (action,))
 
     def put(self, owner: str, session: str, new: WrappedKey) -> None:
         """Put a mark in the place of whatever is kept."""

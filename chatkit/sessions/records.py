@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from chatkit.conversation import Conversation, Newest
 from chatkit.errors import Conflict, InvalidRequest, StoreFailed
 from chatkit.protocols import Accepted, NewTurn, Outcome, SessionHead, Ticket
-from chatkit.sessions import items, whole
+from chatkit.sessions import items, shapes, whole
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,10 @@ def load(records: Records, owner: Owner, session_id: str, limit: int, now: float
         if newest.full:
             break
         turn = read_turn(key, item, now)
-        if turn is not None:
-            newest.take(turn)
-            ends = ends if head is not None else (item or {}).get("expires_at")  # the same in every item
+        if turn is None or (head is None and _has_ended(item, now)):
+            continue
+        newest.take(turn)
+        ends = ends if head is not None else (item or {}).get("expires_at")  # the same in every item
     return newest.conversation(ends, (head or {}).get("version"), (head or {}).get("created_at"))
 
 
@@ -87,10 +88,11 @@ def accept(records: Records, turn: NewTurn, now: float, retention_s: float | Non
     seq, expires_at = int(head["version"]) + 1, head.get("expires_at")
     items.check_replaces(turn, seq - 1)
     records.put(partition, items.META, head | {"version": seq})
-    records.put(partition, items.turn_key(seq), items.leased(items.new_item(turn, seq, now, expires_at), now))
+    item = items.begun(items.new_item(turn, seq, now, expires_at), now)
+    records.put(partition, items.turn_key(seq), item)
     request_key = items.request_key(turn.owner, turn.request_id)
     records.put(request_key, items.REQUEST, items.new_request(turn.session_id, seq, now, expires_at))
-    return Accepted(turn.session_id, Ticket(turn.owner, turn.session_id, seq, turn.request_id, 1))
+    return Accepted(turn.session_id, items.ticket_for(turn, turn.session_id, item))
 
 
 def _accept_again(records: Records, turn: NewTurn, request: Item, now: float) -> Accepted:
@@ -103,11 +105,11 @@ def _accept_again(records: Records, turn: NewTurn, request: Item, now: float) ->
     stored = items.answer_again(turn, session_id, item, expired=items.lease_is_over(item, now))
     if stored.status != "aborted":
         return Accepted(session_id, repeat=stored)
-    attempt = stored.attempt + 1
+    items.check_as_opened(turn, head.get("created_at"))
     again = items.new_item(turn, seq, now, item.get("expires_at"))
-    again |= {"attempt": attempt, "created_at": item["created_at"]}
-    records.put(partition, key, items.leased(again, now))
-    return Accepted(session_id, Ticket(turn.owner, session_id, seq, turn.request_id, attempt))
+    again = items.begun(again | {"attempt": stored.attempt + 1, "created_at": item["created_at"]}, now)
+    records.put(partition, key, again)
+    return Accepted(session_id, items.ticket_for(turn, session_id, again))
 
 
 def renew(records: Records, ticket: Ticket, now: float) -> None:
@@ -120,8 +122,8 @@ def finish(records: Records, ticket: Ticket, outcome: Outcome, now: float) -> No
     """Store how the turn ended; see protocols.TurnStore."""
     partition, key = items.session_key(ticket.owner, ticket.session_id), items.turn_key(ticket.seq)
     done = items.ended(_owned(records, ticket, now), outcome)
-    done.pop("lease", None)
-    records.put(partition, key, done)
+    kept = {name: value for name, value in done.items() if name not in ("lease", "mark")}  # nobody asks for them again
+    records.put(partition, key, kept)
 
 
 def _owned(records: Records, ticket: Ticket, now: float) -> Item:
@@ -211,22 +213,17 @@ def read_head(partition: str, item: Item | None, created_at: object, expires_at:
     Args:
         created_at, expires_at: what is known of these beside the item.
     """
-    try:
-        if item is not None:
-            return items.head_of(partition, item)
-    except (ValueError, KeyError):
-        pass
+    head = None if item is None else shapes.head_of(partition, item)
+    if head is not None:
+        return head
     log.error("entry %s of a session is damaged; the session is listed without the number of its turns", items.META)
-    opened = float(created_at) if isinstance(created_at, int | float) else 0.0
+    opened = float(created_at) if shapes.is_moment(created_at) else 0.0
     return SessionHead(items.session_id_of(partition), 0, opened, expires_at, damaged=True)
 
 
 def read_turn(key: str, item: Item | None, now: float) -> Turn | None:
     """Return the turn that a row holds, or None for a damaged one: one bad turn does not hide the rest."""
-    try:
-        if item is not None:
-            return items.turn_of(item, expired=items.lease_is_over(item, now))
-    except (ValueError, KeyError, TypeError):
-        pass
+    if item is not None and shapes.is_sound(key, item):
+        return items.turn_of(item, expired=items.lease_is_over(item, now))
     log.error("entry %s of a session is damaged and left out", key)
     return None

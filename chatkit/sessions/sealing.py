@@ -8,7 +8,8 @@ from typing import Any
 from chatkit.errors import MissingExtra
 from chatkit.protocols import Outcome
 from chatkit.sessions import items
-from chatkit.types import Owner, Passage, Turn
+from chatkit.sessions.attributes import size_of
+from chatkit.types import FinishReason, Owner, Passage, Turn
 
 # AES-256-SIV takes two keys of 256 bits, one for the digest and one for the text. Bytes; RFC 5297, §2.6.
 KEY_BYTES = 64
@@ -142,3 +143,23 @@ def _unsealed_passages(key: SessionKey, request_id: str, passages: tuple[Passage
     return tuple(
         replace(each, **dict(zip(fields, row, strict=False))) for each, row in zip(passages, names, strict=True)
     )
+
+
+def readable_turn(key: SessionKey, turn: Turn) -> Turn | None:
+    """Return a turn as it was before it was encrypted, None for one that cannot be decrypted."""
+    try:
+        return unsealed_turn(key, turn)
+    except ValueError:
+        return None
+
+
+def fitting_outcome(key: SessionKey, request_id: str, outcome: Outcome, room: int) -> tuple[Outcome, bool]:
+    """Return an outcome encrypted, and whether it has room; a larger one is aborted, without sources, and cut."""
+    sealed = sealed_outcome(key, request_id, outcome)
+    if size_of(items.ended({}, sealed)) <= room:
+        return sealed, True
+    reason: FinishReason = "length" if outcome.status == "complete" else outcome.finish_reason
+    bare = replace(outcome, status="aborted", finish_reason=reason, assistant="", passages=())
+    most = most_in(room - size_of(items.ended({}, bare)))
+    cut = outcome.assistant.encode()[:most].decode("utf-8", "ignore")
+    return sealed_outcome(key, request_id, replace(bare, assistant=cut)), False

@@ -118,7 +118,7 @@ class KeyRing:
     Args:
         lifetime_s: seconds that a session is read with a key before the shelf is asked whether that is still there.
             What is written always asks.
-        most: keys held in memory.
+        most: keys held in memory; those of more than `lifetime_s` ago are let go of when the next one is wanted.
     """
 
     def __init__(
@@ -163,10 +163,14 @@ class KeyRing:
     def held(self, owner: Owner, session_id: str) -> SessionKey | None:
         """Return the key to read a session with; one that was forgotten elsewhere for `lifetime_s` more at most."""
         with self._lock:
+            self._drop_aged()
             held = self._held.get(_places(owner, session_id)[1])
-        if held is not None and self._timer() < held[2]:
-            return held[1]
-        return self.fresh(owner, session_id)[1]
+        return self.fresh(owner, session_id)[1] if held is None else held[1]
+
+    def _drop_aged(self) -> None:
+        """Let go of the keys that nobody has looked up for `lifetime_s`; the lock is held."""
+        while self._held and next(iter(self._held.values()))[2] <= self._timer():  # in the order of their last look
+            self._held.popitem(last=False)
 
     def fresh(self, owner: Owner, session_id: str) -> tuple[WrappedKey | None, SessionKey | None]:
         """Return what is kept for a session now, and the key that it is; None for one that has expired or is none."""
@@ -178,6 +182,7 @@ class KeyRing:
             self._held.pop(place, None)
             if kept is not None and key is not None:
                 self._held[place] = (kept.wrapped, key, self._timer() + self._lifetime_s)
+            self._drop_aged()
             while len(self._held) > self._most:
                 self._held.popitem(last=False)
         return kept, key

@@ -16,6 +16,7 @@ from chatkit.conversation import Conversation
 from chatkit.errors import StoreFailed
 from chatkit.protocols import CLOSED_S, Accepted, NewTurn, Outcome, SessionHead, SessionList, Ticket
 from chatkit.sessions import items, records, sqlite_check, sqlite_file, sqlite_rows
+from chatkit.sessions.sqlite_erasing import Erasing
 from chatkit.types import Owner, Turn
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,6 @@ T = TypeVar("T")
 # Sixteen turns add no more than 33 rows, so the file stops growing.
 _SWEPT_ROWS = 64
 _SWEPT_EVERY = 16
-# A log that a reader kept from being emptied is tried again at each so many-th write.
-_EMPTIED_EVERY = 16
 
 
 class SQLiteStore:
@@ -50,7 +49,7 @@ class SQLiteStore:
         except (sqlite3.Error, OSError) as error:
             step = sqlite_file.next_step(error)
             raise StoreFailed(f"the session store {str(file)!r} cannot be opened: {error}; {step}") from error
-        self._writes, self._unemptied = 0, False
+        self._erasing = Erasing(self._write, file, "what was removed")
         self._rows, self._rows_read = sqlite_rows.Rows(self._write), sqlite_rows.Rows(self._read)
 
     async def load(self, owner: Owner, session_id: str, *, limit: int) -> Conversation:
@@ -141,9 +140,7 @@ class SQLiteStore:
                 if self._write.in_transaction:
                     self._write.execute("ROLLBACK")
                 raise
-            self._writes += 1
-            if erases or (self._unemptied and self._writes % _EMPTIED_EVERY == 0):
-                self._empty_log()
+            self._erasing.after_write(erases=erases)
             return result
 
         with self._failing():
@@ -183,12 +180,3 @@ class SQLiteStore:
                 return SessionList(tuple(found), items.cursor_of(owner, found[-1]))
             found.append(records.read_head(partition, item, opened_at, expires))
         return SessionList(tuple(found))
-
-    def _empty_log(self) -> None:
-        """Write the log into the file: it still has the pages as they were. A reader that stays leaves it to later.
-
-        Waiting for that one would keep every writer of every process waiting too.
-        """
-        self._unemptied = not sqlite_file.empty_log(self._write)
-        if self._unemptied:
-            log.warning("the write-ahead log of %s is in use, what was removed stays in it for now", self._file)

@@ -2,21 +2,21 @@
 
 import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
 from chatkit.session_lines import Repeats
-from chatkit.sessions import items, whole
-from chatkit.sessions.sqlite_rows import item_of
+from chatkit.sessions import items, shapes, whole
+from chatkit.sessions.sqlite_rows import head_of, item_of
 from chatkit.types import Turn
 
 # A file that is damaged throughout is not listed to its end.
 MOST = 1000
 
 _SESSIONS = """
-SELECT s.id, o.name, s.name, CAST(s.body AS BLOB), t.seq, CAST(t.body AS BLOB)
+SELECT s.id, o.name, s.name, CAST(s.body AS BLOB), s.opened, s.expires, t.seq, CAST(t.body AS BLOB), t.lease
 FROM sessions s LEFT JOIN owners o ON o.id = s.owner LEFT JOIN turns t ON t.session = s.id
 WHERE s.expires IS NULL OR s.expires > ?
 ORDER BY s.id, t.seq
@@ -30,7 +30,7 @@ SELECT o.name, r.name, r.session, r.seq FROM requests r LEFT JOIN owners o ON o.
 WHERE r.expires IS NULL OR r.expires > ?
 """
 _POINTED_AT = """
-SELECT CAST(t.body AS BLOB) FROM owners o JOIN sessions s ON s.owner = o.id JOIN turns t ON t.session = s.id
+SELECT CAST(t.body AS BLOB), t.lease FROM owners o JOIN sessions s ON s.owner = o.id JOIN turns t ON t.session = s.id
 WHERE o.name = ? AND s.name = ? AND t.seq = ?
 """
 
@@ -47,7 +47,12 @@ def check(connection: sqlite3.Connection, now: float) -> tuple[str, ...]:
 
 
 def _all(connection: sqlite3.Connection, now: float) -> Iterator[str]:
-    parts = {"database": _page_faults, "table of sessions": _turns_faults, "table of requests": _requests_faults}
+    parts = {
+        "database": _page_faults,
+        "table of owners": _owners_faults,
+        "table of sessions": _turns_faults,
+        "table of requests": _requests_faults,
+    }
     for name, faults in parts.items():
         try:
             yield from faults(connection, now)
@@ -61,11 +66,18 @@ def _page_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
             yield f"the database is damaged: {line}"
 
 
+def _owners_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
+    for name, closed in connection.execute("SELECT name, closed FROM owners WHERE closed IS NOT NULL"):
+        if not shapes.is_moment(closed):
+            yield f"until when {_owner(name)} is shut out cannot be read; have everything of it removed once more"
+
+
 def _turns_faults(connection: sqlite3.Connection, now: float) -> Iterator[str]:
     rows = connection.execute(_SESSIONS, (now,))
-    for (_, owner, name, body), turns in itertools.groupby(rows, lambda row: row[:4]):
+    for (_, owner, name, body, *columns), turns in itertools.groupby(rows, lambda row: row[:6]):
         session = _Session(connection, now, owner, str(name))
-        yield from session.faults(item_of(body), ((seq, text) for *_, seq, text in turns if seq is not None))
+        newest = yield from session.faults(row[6:] for row in turns if row[6] is not None)
+        yield from session.head_faults(head_of(body), columns, newest)
     for session, count in connection.execute(_LOST_TURNS):
         yield f"{count} turns are in no session; the number of theirs was {session}"
 
@@ -92,16 +104,16 @@ class _Session:
     def place(self) -> str:
         return f"session {self.session_id!r} of {_owner(self.owner)}"
 
-    def faults(self, head: dict[str, Any] | None, turns: Iterator[tuple[int, bytes]]) -> Iterator[str]:
-        """Say what is wrong with its turns, and then with its own entry."""
+    def faults(self, turns: Iterable[tuple[int, bytes, Any]]) -> Generator[str, None, int]:
+        """Say what is wrong with its turns; return the number of the newest."""
         newest, repeats = 0, Repeats()
-        for seq, body in turns:
+        for seq, body, lease in turns:
             if seq == newest + 2:
                 yield f"{self.place} has no turn {newest + 1}"
             elif seq != newest + 1:
                 yield f"{self.place} has no turns {newest + 1} to {seq - 1}"
             newest = seq
-            turn = _turn(item_of(body))
+            turn = _turn(body, lease)
             yield from _turn_faults(f"turn {seq} of {self.place}", seq, turn)
             if turn is None or turn.seq != seq:
                 continue
@@ -110,14 +122,17 @@ class _Session:
                 yield f"turns {before} and {seq} of {self.place} have one request id"
             if whole.is_remembered(turn, self.now):
                 yield from self._request_faults(turn)
-        if (
-            head is None
-            or not isinstance(head.get("version"), int)
-            or not isinstance(head.get("created_at"), int | float)
-        ):
+        return newest
+
+    def head_faults(self, head: dict[str, Any] | None, columns: list[Any], newest: int) -> Iterator[str]:
+        """Say what is wrong with its own entry, of which lists and the sweep know moments from `columns`."""
+        if head is None:
             yield f"the own entry of {self.place} cannot be read"
-        elif head["version"] != newest:
+            return
+        if head["version"] != newest:
             yield f"{self.place} counts {head['version']} turns, and its newest is {newest}"
+        if columns != [head["created_at"], head.get("expires_at")]:
+            yield f"{self.place} is listed as of other moments than its own entry says"
 
     def _request_faults(self, turn: Turn) -> Iterator[str]:
         """Say what a repeat of a turn's request would not find; an entry that is wrong in itself is not said here."""
@@ -130,17 +145,15 @@ class _Session:
         if session in (None, self.session_id):
             return
         found = self.connection.execute(_POINTED_AT, (self.owner, quote(str(session), safe=""), seq)).fetchone()
-        other = None if found is None else _turn(item_of(found[0]))
+        other = None if found is None else _turn(*found)
         if other is not None and other.request_id == turn.request_id:
             yield f"turn {turn.seq} of {self.place} and turn {seq} of session {session!r} have one request id"
 
 
-def _turn(item: dict[str, Any] | None) -> Turn | None:
-    try:
-        turn = None if item is None else items.turn_of(item, expired=False)
-    except (ValueError, KeyError, TypeError):
-        return None
-    return turn if turn is not None and isinstance(turn.request_id, str) else None
+def _turn(body: bytes, lease: Any) -> Turn | None:
+    """Return the turn of a row, of whatever number that says it is; None for a damaged one."""
+    item = item_of(body, lease)
+    return items.turn_of(item, expired=False) if item is not None and shapes.is_turn(item) else None
 
 
 def _turn_faults(place: str, seq: int, turn: Turn | None) -> Iterator[str]:

@@ -19,9 +19,7 @@ T = TypeVar("T")
 
 SCHEMA_VERSION = 2
 # Another process may hold the write lock for a commit or a checkpoint; longer is a fault. Milliseconds.
-_BUSY_MS = 5000
-# Emptying the log needs the file without readers, and holds up writers while it waits for that. Milliseconds.
-_EMPTYING_MS = 50
+BUSY_MS = 5000
 # Another process may be rewriting an old file, some minutes for a very large one. Milliseconds.
 _MIGRATION_MS = 1_800_000
 # Turns of a page or a text are rows of 1 to 2 KB. On pages of 4 KiB a sixth is left empty behind them, on these half
@@ -89,7 +87,7 @@ def open_file(file: Path) -> sqlite3.Connection:
         StoreFailed: it was written by a newer version or by another program.
         sqlite3.Error: it cannot be opened or written; what was there is as it was.
     """
-    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
     try:
         version = waited(lambda: _version_now(connection, file))
         if version == 0:
@@ -105,7 +103,7 @@ def open_file(file: Path) -> sqlite3.Connection:
 
 def connect(file: Path) -> sqlite3.Connection:
     """Return a further connection to a file that `open_file` has opened."""
-    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=_BUSY_MS / 1000)
+    connection = sqlite3.connect(file, isolation_level=None, check_same_thread=False, timeout=BUSY_MS / 1000)
     _prepare(connection)
     return connection
 
@@ -127,7 +125,7 @@ def log_ahead(connection: sqlite3.Connection) -> None:
 
 def waited(work: Callable[[], T]) -> T:
     """Run what SQLite refuses at once while another process makes the file, until it can be done."""
-    until = time.monotonic() + _BUSY_MS / 1000
+    until = time.monotonic() + BUSY_MS / 1000
     while True:
         try:
             return work()
@@ -135,18 +133,6 @@ def waited(work: Callable[[], T]) -> T:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
         time.sleep(0.01)
-
-
-def empty_log(connection: sqlite3.Connection) -> bool:
-    """Write the log into the file and empty it: it still has what was removed. False while a reader keeps it.
-
-    Nobody writes meanwhile, so it does not wait as long as a writer does.
-    """
-    connection.execute(f"PRAGMA busy_timeout = {_EMPTYING_MS}")
-    try:
-        return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
@@ -197,7 +183,7 @@ def _migrate(connection: sqlite3.Connection, file: Path) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
 
 
 def _from_1(connection: sqlite3.Connection) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from chatkit.errors import StoreFailed
-from chatkit.sessions import conditions, items
+from chatkit.sessions import items, shapes
 from chatkit.types import Owner
 
 Item = dict[str, Any]
@@ -33,6 +33,9 @@ SELECT s.name, CAST(s.body AS BLOB), 0.0, s.expires FROM owners o JOIN sessions 
 WHERE o.name = ?1 AND s.opened IS NULL AND (0, s.name) < (?2, ?3)
 ORDER BY s.name DESC
 """
+# What to do about a damaged entry, by its key.
+_NEW_REQUEST = "send a new request_id"
+_STEPS = {items.META: "start a new session", items.OWNER: "have everything of this owner removed once more"}
 _POINTER = ("session_id", "seq", "expires_at")
 
 
@@ -51,22 +54,21 @@ class Rows:
         owner, kind, name = _parts(partition)
         if kind == "O":
             row = self._one("SELECT closed FROM owners WHERE name = ? AND closed IS NOT NULL", owner)
-            return None if row is None else {"expires_at": row[0]}
-        if kind == "R":
+            item = None if row is None or not shapes.is_moment(row[0]) else {"expires_at": row[0]}
+        elif kind == "R":
             columns = f"SELECT session, seq, expires, more FROM requests WHERE owner = {_OWNER} AND name = ?"
             row = self._one(columns, owner, name)
             item = None if row is None else _request(*row)
         elif key == items.META:
             row = self._one(f"SELECT CAST(body AS BLOB) FROM sessions WHERE owner = {_OWNER} AND name = ?", owner, name)
-            item = None if row is None else _head_of(row[0])
+            item = None if row is None else head_of(row[0])
         else:
             turn = f"SELECT CAST(body AS BLOB), lease FROM turns WHERE session = {_SESSION} AND seq = ?"
             row = self._one(turn, owner, name, _seq(key))
             item = None if row is None else item_of(*row)
-            item = item if item is not None and conditions.is_sound(item | {"sk": key}) else None
+            item = item if item is not None and shapes.is_sound(key, item) else None
         if row is not None and item is None:
-            step = "start a new session" if key == items.META else "send a new request_id"
-            raise StoreFailed(f"the session store holds a damaged entry {key!r}; {step}")
+            raise StoreFailed(f"the session store holds a damaged entry {key!r}; {_STEPS.get(key, _NEW_REQUEST)}")
         return item
 
     def put(self, partition: str, key: str, item: Item) -> None:
@@ -120,7 +122,7 @@ class Rows:
         if session is None:
             return
         if after is None:
-            yield items.META, _head_of(session[1])
+            yield items.META, head_of(session[1])
         order = "ORDER BY seq DESC" if after is None else "AND seq > ? ORDER BY seq"
         query = f"SELECT seq, CAST(body AS BLOB), lease FROM turns WHERE session = ? {order}"
         start = session[:1] if after is None else (session[0], _seq(after))
@@ -130,7 +132,7 @@ class Rows:
             for seq, body, lease in rows:
                 yield items.turn_key(seq), item_of(body, lease)
         if after is not None:
-            yield items.META, _head_of(session[1])
+            yield items.META, head_of(session[1])
 
     def _one(self, query: str, *values: Any) -> Any:
         return self._connection.execute(query, values).fetchone()
@@ -149,7 +151,7 @@ def heads(
     for query in (_LIST, _LIST_UNDATED):
         with contextlib.closing(connection.execute(query, start)) as rows:
             for name, body, opened_at, expires in rows:
-                yield before + name, item_of(body), opened_at, expires
+                yield before + name, item_of(body), opened_at, expires if shapes.is_moment(expires) else None
 
 
 def remove_owner(connection: sqlite3.Connection, owner: Owner, now: float) -> int:
@@ -192,18 +194,15 @@ def item_of(body: bytes, lease: float | None = None) -> Item | None:
     """Return the item of a row, None for a damaged one."""
     try:
         item = dict(json.loads(body))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
     return item if lease is None else item | {"lease": lease}
 
 
-def _head_of(body: bytes) -> Item | None:
+def head_of(body: bytes) -> Item | None:
     """Return a session's own item, None for a damaged one."""
     item = item_of(body)
-    if item is None or type(item.get("version")) is not int:
-        return None
-    moments = (item.get("created_at"), item.get("expires_at", 0))
-    return item if all(type(moment) in (int, float) for moment in moments) else None
+    return item if item is not None and shapes.head_of("", item) is not None else None
 
 
 def _request(session: Any, seq: Any, expires: Any, more: str | None) -> Item | None:

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from chatkit.cli._sessions_store import turns_of
+from chatkit.errors import StoreFailed
 from chatkit.sessions import items
 from chatkit.sessions.budget import Budget
+from chatkit.testing import turn_with
 from chatkit.types import Owner
 from tests.cli.places import Place, talk, talk_of_everything
 
@@ -93,6 +96,36 @@ def test_a_session_whose_own_entry_is_damaged_is_exported_with_an_error_named_an
     assert (removed.returncode, removed.stdout) == (0, "removed session-2\n")
     assert place.ids() == ["session-of-all"]
     assert place.chatkit("check").returncode == 0
+
+
+def test_a_turn_that_says_an_older_number_is_named_and_left_out_by_whatever_reads_to_the_end(request, tmp_path) -> None:
+    place = Place("sqlite", request, tmp_path / "file")
+    place.run(fill)
+    with place.opened() as store:
+        store._write.execute(
+            "UPDATE turns SET body = json_set(body, '$.seq', 1) "
+            "WHERE seq = 6 AND session = (SELECT id FROM sessions WHERE name = 'session-2')"
+        )
+    done = place.chatkit("check")
+    assert (done.returncode, done.stdout) == (
+        1,
+        "turn 6 of session 'session-2' of owner T#default#U#anonymous says that it is turn 1\n"
+        "sessions 2, turns 11, problems 1\n",
+    )
+    shown = json.loads(place.chatkit("show", "session-2", "--all", "--json").stdout)["turns"]
+    assert [turn["seq"] for turn in shown] == [1, 2, 3, 4, 5]
+    exported = place.chatkit("export", "session-2")
+    assert (exported.returncode, exported.stdout.count("\n")) == (1, 5)
+
+
+@pytest.mark.anyio
+async def test_a_store_that_gives_the_same_page_again_and_again_is_not_read_without_end() -> None:
+    class Stuck:
+        async def page(self, owner, session_id, *, limit, after=0):
+            return turn_with(1, "Hello", "Hi."), turn_with(2, "Hello", "Hi.")
+
+    with pytest.raises(StoreFailed, match="gives turn 2 of session 'my-session' after turn 2"):
+        _ = [turn async for turn in turns_of(Stuck(), Owner(), "my-session")]
 
 
 def test_a_turn_that_is_missing_from_a_table_is_named(request, tmp_path) -> None:

@@ -95,6 +95,8 @@ FORGED = {
     "an id of a number": [1000.0, 7],
     "an id of nothing": [1000.0, None],
     "a long id": [1000.0, "x" * 3000],
+    "an id too long": [1000.0, "x" * 129],
+    "an id of blanks": [1000.0, " " * 1000],
     "a row too many": [1000.0, "my-session", 1],
 }
 

@@ -172,3 +172,16 @@ async def test_everything_is_read_back_with_sessions_that_nobody_was_told_of() -
         "never-stored": [],
         "told-to-nobody": [1],
     }
+
+
+@pytest.mark.anyio
+async def test_a_store_that_gives_one_page_again_and_again_has_turns_twice_and_an_end() -> None:
+    class Stuck(MemoryStore):
+        async def page(self, owner, session_id, *, limit, after=0):
+            return turn(1), turn(2)
+
+    stored = await read_back(Stuck(), Owner(), told(2), "run-", since=0.0)
+    assert {name: count for name, count in compare(told(2), stored).counts().items() if count} == {
+        "duplicated": 4,
+        "reordered": 1,
+    }

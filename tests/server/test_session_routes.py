@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -155,6 +156,43 @@ async def test_an_export_that_lacks_a_damaged_turn_is_no_whole_answer(owned, los
             for record in caplog.records
             if record.name.startswith("chatkit.server")
         )
+
+
+async def test_an_export_of_a_session_whose_own_entry_is_damaged_is_no_whole_answer(owned, caplog) -> None:
+    async with owned(["Hi."]) as site:
+        turns = [turn_with(number, "Hello", "Hi.") for number in range(1, 121)]
+        await site.store.restore(Owner(user="alice"), "my-session", turns, expires_at=None)
+        site.store._write.execute("UPDATE sessions SET body = '{'")
+        async with site.client.stream("GET", "/sessions/my-session/export", headers=bearer(ALICE)) as answer:
+            assert answer.status_code == 200
+            lines = answer.aiter_lines()
+            assert [json.loads(await anext(lines))["seq"] for _ in range(120)] == list(range(1, 121))
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                await anext(lines)
+        assert any(text.endswith("broke off: nobody knows how many turns it has") for text in caplog.messages)
+
+
+@pytest.mark.parametrize("moment", ["before the first page", "after it", "and opened again"])
+async def test_an_export_of_a_session_that_is_removed_meanwhile_is_no_whole_answer(owned, monkeypatch, moment) -> None:
+    alice = Owner(user="alice")
+    async with owned(["Hi."]) as site:
+        turns = [turn_with(number, "Hello", "Hi.") for number in range(1, 151)]
+        await site.store.restore(alice, "my-session", turns, expires_at=None)
+        page, others = SQLiteStore.page, [replace(turn, user="Other", created_at=9.0) for turn in turns]
+
+        async def meanwhile(store, owner, session_id, *, limit, after=0):
+            if bool(after) == (moment != "before the first page"):
+                await store.delete(owner, session_id)
+                if moment == "and opened again":
+                    await store.restore(owner, session_id, others, expires_at=None)
+            return await page(store, owner, session_id, limit=limit, after=after)
+
+        monkeypatch.setattr(SQLiteStore, "page", meanwhile)
+        if moment == "before the first page":
+            assert (await get(site, "/sessions/my-session/export")).status_code == 404
+            return
+        with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+            await get(site, "/sessions/my-session/export")
 
 
 async def test_a_removed_session_is_gone_and_removing_it_again_finds_nothing(owned) -> None:

@@ -65,10 +65,12 @@ def bytes_in(home) -> bytes:
     return b"".join(file.read_bytes() for file in home.iterdir())
 
 
-async def have_it_said(store) -> None:
+async def have_it_said(store) -> Ticket:
+    """Have a turn that is complete, a pending one, of which the ticket comes back, and a refused one."""
     await talk(store, 1, SAID[0], SAID[1], passages=(PASSAGE,))
-    await store.accept(new(2, SAID[0]))
+    pending = (await store.accept(new(2, SAID[0]))).ticket
     await store.accept(NewTurn(OWNER, "my-session", "request-blocked", SAID[0], 8, "blocked", label="needs caution"))
+    return pending
 
 
 async def test_what_was_said_is_in_no_file_and_comes_back_as_it_was(tmp_path, master) -> None:
@@ -247,71 +249,6 @@ async def test_a_repeat_of_a_turn_that_cannot_be_decrypted_asks_for_a_new_reques
     store.close()
 
 
-async def test_a_session_whose_removal_broke_off_is_gone_and_stays_so_until_it_is_removed(master, caplog) -> None:
-    plain, ring = MemoryStore(), ring_of(SQLiteKeys(None), master)
-    store = EncryptedStore(plain, ring)
-    await talk(store)
-    await talk(store, session_id="s-mine", opens_session=True)
-    ticket = (await store.accept(new(2, "more", after=1))).ticket
-    for session in ("my-session", "s-mine"):
-        ring.forget(OWNER, session)
-    assert len(await store.load(OWNER, "my-session", limit=9)) == 0
-    for call in (store.load, store.page):
-        with pytest.raises(NotFound, match="s-mine"):
-            await call(OWNER, "s-mine", limit=9)
-    assert "the key of a session is forgotten: the session counts as gone" in caplog.messages
-    for after in (0, 2):
-        with pytest.raises(NotFound, match="is being removed, or was when that broke off; name another one"):
-            await store.accept(new(3, after=after))
-    for late in (ticket, Ticket(OWNER, "my-session", 2, "request-my-session-2", 1)):
-        with pytest.raises(Conflict, match="no longer attempt 1's"):
-            await store.finish(late, Outcome("complete", "stop", "late"))
-    await store.delete(OWNER, "my-session")
-    await talk(store, 1, "new")
-    assert await said(store) == [("new", "Hi.")]
-    store.close()
-
-
-async def test_a_key_that_another_process_forgot_is_written_with_no_more(tmp_path, master) -> None:
-    home = tmp_path / "home"
-    with store_in(home, master) as one, store_in(home, master) as two:
-        await talk(one, 1, "first")
-        assert await said(two) == [("first", "Hi.")]
-        await one.delete(OWNER, "my-session")
-        await talk(two, 2, "second")
-        assert await said(one) == [("second", "Hi.")]
-        await one.delete(OWNER, "my-session")
-        await talk(one, 3, "third")
-        assert await said(two) == [("third", "Hi.")]  # it held the second key
-    with store_in(home, master) as three:
-        assert await said(three) == [("third", "Hi.")]
-
-
-async def test_a_removed_and_opened_session_does_not_take_the_answer_of_the_old_one(tmp_path, master) -> None:
-    with store_in(tmp_path / "home", master) as one, store_in(tmp_path / "home", master) as two:
-        old = (await one.accept(new(1, "same"))).ticket
-        await two.delete(OWNER, "my-session")
-        fresh = (await two.accept(new(1, "same"))).ticket  # as its client sent it again
-        with pytest.raises(Conflict, match="no longer attempt 1's"):
-            await one.finish(old, Outcome("complete", "stop", "old"))
-        await two.finish(fresh, Outcome("complete", "stop", "fresh"))
-        assert await said(one) == [("same", "fresh")]
-
-
-async def test_another_process_reads_with_a_forgotten_key_for_its_lifetime_and_no_longer(master) -> None:
-    plain, shelf, now = MemoryStore(), SQLiteKeys(None), [0.0]
-    store = EncryptedStore(plain, ring_of(shelf, master, timer=lambda: now[0]))
-    await talk(store)
-    ring_of(shelf, master).forget(OWNER, "my-session")
-    now[0] = 59.0
-    assert await said(store) == [("Hello", "Hi.")]
-    now[0] = 60.0
-    assert await said(store) == []
-    now[0] = 0.0
-    assert await said(store) == []
-    store.close()
-
-
 async def test_a_message_has_to_leave_room_for_its_own_encryption(tmp_path, master) -> None:
     most = encryption.MAX_MESSAGE
     assert 190 * 1024 < most < 192 * 1024
@@ -348,9 +285,7 @@ async def test_a_turn_too_large_is_stored_as_aborted_and_its_answer_cut(tmp_path
 
 async def test_an_exported_session_is_restored_encrypted_and_the_other_way_round(tmp_path, master) -> None:
     with store_in(tmp_path / "plain") as plain, store_in(tmp_path / "sealed", master) as sealed:
-        await have_it_said(plain)
-        pending = [turn for turn in await plain.page(OWNER, "my-session", limit=9) if turn.status == "pending"]
-        await plain.finish(Ticket(OWNER, "my-session", 2, pending[0].request_id, 1), Outcome("aborted", "aborted", "h"))
+        await plain.finish(await have_it_said(plain), Outcome("aborted", "aborted", "h"))
         turns = await plain.page(OWNER, "my-session", limit=9)
         await sealed.restore(OWNER, "s-restored", turns, expires_at=None)
         assert await sealed.page(OWNER, "s-restored", limit=9) == turns

@@ -313,7 +313,7 @@ async def test_keys_held_in_memory_are_bounded(master) -> None:
     assert len(ring._held) == 0
 
 
-@pytest.mark.parametrize("operation", ["PutItem", "GetItem", "DeleteItem"])
+@pytest.mark.parametrize("operation", ["PutItem", "GetItem", "TransactWriteItems"])
 @pytest.mark.parametrize("kind", ["drop", "error", "throttle"])
 @pytest.mark.parametrize("forwarded", [False, True])
 async def test_a_lost_answer_about_a_key_leaves_one_key_and_no_error(

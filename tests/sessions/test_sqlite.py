@@ -158,21 +158,22 @@ async def test_a_reader_that_keeps_the_log_delays_the_overwriting_and_not_the_re
     assert file.with_name(file.name + "-wal").stat().st_size == 0
 
 
-@pytest.mark.parametrize("removal", ["delete", "purge"])
+# How many words a message has at least, how many more that of the next session, how much longer the answers are.
+@pytest.mark.parametrize(("removal", "layout"), [("delete", (5, 11, 3)), ("delete", (3, 19, 1)), ("purge", (8, 36, 3))])
 async def test_what_is_removed_is_nowhere_in_the_file_however_turns_lay_beside_one_another(
-    file, store, removal
+    file, store, removal, layout
 ) -> None:
     """Turns of 16 sessions at once: pages are split and joined, and each may leave copies behind."""
-    removed, text = Owner(user="zq73xkanary"), "zq73xkanary "
+    (least, more, longer), removed, text = layout, Owner(user="zq73xkanary"), "zq73xkanary "
     for number in range(12):
         tickets = []
         for session in range(16):
             owner = removed if session % 4 == 0 else OWNER
-            words = (text if owner == removed else "other words ") * (5 + 11 * session % 40)
+            words = (text if owner == removed else "other words ") * (least + more * session % 40)
             turn = new(words, f"{session}-{number}", f"session-{session}-of-{owner.user}", owner)
             tickets.append(((await store.accept(turn)).ticket, words))
         for ticket, words in tickets:
-            await store.finish(ticket, Outcome("complete", "stop", words * 3))
+            await store.finish(ticket, Outcome("complete", "stop", words * longer))
     if removal == "purge":
         assert await store.purge(removed, closed_s=0) == 4
     else:

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from chatkit.conversation import Conversation
 from chatkit.errors import Conflict, NotFound, StoreFailed
 from chatkit.protocols import NewTurn, Outcome, SessionHead
 from chatkit.sessions.sqlite import SQLiteStore
@@ -140,6 +141,7 @@ async def test_a_damaged_session_ends_when_it_was_to_end_and_says_when(file, clo
     clock.now = 1010
     assert (await store.sessions(OWNER, limit=9)).sessions == ()
     assert await store.page(OWNER, "my-session", limit=9) == ()
+    assert await store.load(OWNER, "my-session", limit=9) == Conversation()
     store.close()
 
 

@@ -130,6 +130,9 @@ DAMAGE = {
     "no moment": {"created_at": None},
     "usage of text": {"usage": "many"},
     "passages of numbers": {"passages": [1, 2]},
+    "a number of text for a place": {"replaces": "x"},
+    "a lease of text": {"lease": "abc"},
+    "a reason of a number": {"finish_reason": 5},
 }
 
 
@@ -144,6 +147,8 @@ async def test_a_damaged_turn_is_left_out_and_hides_nothing_else(store, caplog, 
     assert await seqs(store) == [1, 3]
     assert {record.getMessage() for record in caplog.records} == {f"entry {key} of a session is damaged and left out"}
     assert await seqs_of_page(store, after=0) == [1, 3]
+    with pytest.raises(StoreFailed, match=f"holds a damaged entry {key!r}; send a new request_id"):
+        await store.accept(NewTurn(OWNER, "my-session", "my-session-2", "Hello", 5, after=3))
     assert (await store.accept(new("next", after=3))).ticket.seq == 4
     await store.delete(OWNER, "my-session")
     assert await seqs(store) == []

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from chatkit.errors import Conflict
+from chatkit.errors import Conflict, NotFound
 from chatkit.protocols import Outcome
 from chatkit.sessions import items
 from chatkit.sessions.budget import Budget
@@ -75,6 +75,61 @@ async def test_a_late_removal_of_the_same_request_ids_leaves_those_of_the_new_se
         await other.finish((await other.accept(new())).ticket, Outcome("complete", "stop", "Again."))
     await late
     assert (await other.accept(new(after=1))).repeat.assistant == "Again."
+
+
+ABORTED = Outcome("aborted", "aborted", "what was shown")
+
+
+# By when it comes the first attempt has ended, or its lease has: the same number, attempt and status as the new one's.
+@pytest.mark.parametrize("ends", [True, False], ids=["aborted", "pending"])
+@pytest.mark.parametrize(("number", "text"), [(2, "New"), (1, "New"), (1, "Hello")])
+async def test_a_take_over_that_comes_late_leaves_the_turn_of_a_session_that_was_opened_again(
+    opened, clock, number, text, ends
+) -> None:
+    first, other = opened(clock=clock), opened(clock=clock)
+
+    async def begin(turn) -> None:
+        ticket = (await other.accept(turn)).ticket
+        await other.renew(ticket)
+        if ends:
+            await other.finish(ticket, ABORTED)
+
+    await begin(new())
+    clock.now += items.LEASE_S + 1
+    planned = new(after=1, opened_at=(await other.load(OWNER, "my-session", limit=9)).opened_at)
+    async with held(first, "transact_write_items", 2, first.accept(planned)) as late:
+        await other.delete(OWNER, "my-session")
+        clock.now -= items.LEASE_S
+        await begin(new(number, text))
+        clock.now += items.LEASE_S + 1
+    with pytest.raises((NotFound, Conflict)):
+        await late
+    (kept,) = await other.page(OWNER, "my-session", limit=9)
+    assert (kept.user, kept.request_id, kept.attempt, kept.status) == (text, f"request-{number}", 1, "aborted")
+    again = await other.accept(new(number, text, after=1))
+    assert (again.ticket.seq, again.ticket.attempt) == (1, 2)
+
+
+async def test_a_take_over_goes_to_where_its_request_is_by_then(opened) -> None:
+    first, other = opened(), opened()
+    await other.finish((await other.accept(new())).ticket, ABORTED)
+    async with held(first, "transact_write_items", 2, first.accept(new(after=1))) as late:
+        await other.delete(OWNER, "my-session")
+        await talk(other, 1)
+        await other.finish((await other.accept(new(after=1))).ticket, ABORTED)
+    ticket = (await late).ticket
+    assert (ticket.seq, ticket.attempt) == (2, 2)
+    await first.finish(ticket, Outcome("complete", "stop", "Hi."))
+    assert await texts(other) == [(1, "Hello"), (2, "Hello")]
+    assert (await other.accept(new(after=2))).repeat.assistant == "Hi."
+
+
+async def test_a_request_whose_turn_is_another_requests_is_of_a_session_that_is_gone(store) -> None:
+    await talk(store, 1)
+    request = items.new_request("my-session", 1, 2e9, None)
+    write_over(store, items.request_key(OWNER, "request-9"), items.REQUEST, **request)
+    with pytest.raises(NotFound, match="the session of request_id 'request-9' does not exist any more"):
+        await store.accept(new(9, "Hello", after=1))
 
 
 async def test_a_removal_that_another_joins_is_over_for_both_when_everything_is_gone(opened, dynamodb, table) -> None:
