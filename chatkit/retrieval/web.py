@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatkit.errors import InvalidRequest
+from chatkit.retrieval.charset import decode
 from chatkit.retrieval.document import Unreadable
 from chatkit.retrieval.guard import Answer, Guard, Limits, Refused, Unreachable
 
@@ -25,10 +26,7 @@ TYPES = {
     "application/pdf": ".pdf",
 }
 LIMITS = Limits(seconds=30.0, bytes=32 << 20)
-# Charsets of the web beside UTF-8, which readers know.
-_CHARSET = re.compile(
-    r"iso-8859-\d+|windows-\d+|cp\d+|koi8-[ru]|gbk|gb2312|gb18030|big5|shift_jis|euc-(jp|kr)|utf-16(le|be)?"
-)
+_CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -118,11 +116,10 @@ def _suffix(answer: Answer) -> str:
 
 def _as_utf8(answer: Answer) -> bytes:
     """Return a text with a byte order mark where its header names a charset, which goes before what the page says."""
-    named = re.search(r"charset=[\"']?([\w.:-]+)", answer.headers.get("content-type", ""), re.IGNORECASE)
-    charset = named[1].lower() if named else ""
-    if not _CHARSET.fullmatch(charset):
+    named = _CHARSET.search(answer.headers.get("content-type", ""))
+    if named is None:
         return answer.body
     try:
-        return answer.body.decode(charset).encode("utf-8-sig")
-    except (UnicodeError, LookupError):
-        return answer.body  # the reader finds out and says so
+        return decode(answer.body, named[1]).encode("utf-8-sig")
+    except Unreadable:
+        return answer.body  # the reader finds out what it is, or says so

@@ -1,4 +1,5 @@
 import bz2
+import copy
 import datetime
 import json
 
@@ -6,6 +7,7 @@ import docx
 import openpyxl
 import pptx
 import pytest
+from lxml import etree
 from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
@@ -200,6 +202,75 @@ def test_rows_of_csv_are_documents_where_they_hold_texts_and_else_lines_with_the
         "long.csv#2001-2500",
     ]
     assert documents[2].text.splitlines()[0] == "Name: n2000 | Number: 2000"
+
+
+def test_cells_beyond_the_heads_of_a_csv_stay_in_the_text_or_are_told(read):
+    documents, left_out = read("a.csv", "id,text\n1,Ducks eat bread, rice and corn\n2,Geese eat grass,\n")
+    assert [document.text for document in documents] == ["Ducks eat bread, rice and corn", "Geese eat grass"]
+    assert left_out == []
+    documents, left_out = read("b.csv", "text,kind\nDucks eat bread, rice,food\n")
+    assert [document.text for document in documents] == ["Ducks eat bread"]
+    assert left_out == [
+        "rows with more cells than there are heads: 1, the first is row 1; their rest was put to 'kind'; "
+        "quote cells that hold ','"
+    ]
+
+
+def test_a_csv_of_one_column_of_texts_is_a_document_a_row(read):
+    documents, _ = read("a.csv", 'text\n"Hello, world one."\n"Second, longer text here."\n')
+    assert [(document.source, document.text) for document in documents] == [
+        ("a.csv#1", "Hello, world one."),
+        ("a.csv#2", "Second, longer text here."),
+    ]
+    with pytest.raises(Unreadable, match="has no row with words below its heads"):
+        read("b.csv", "id,text\n")
+
+
+def test_shapes_with_the_number_of_the_title_and_those_drawn_in_two_ways_are_read(read):
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[5])
+    slide.shapes.title.text = "Ducks"
+    same, other = (slide.shapes.add_textbox(0, 0, Inches(3), Inches(1)) for _ in range(2))
+    same.text_frame.text, other.text_frame.text = "They swim.", "They fly."
+    same._element.nvSpPr.cNvPr.set("id", str(slide.shapes.title.shape_id))
+    space = "http://schemas.openxmlformats.org/markup-compatibility/2006"
+    alternatives = etree.Element(f"{{{space}}}AlternateContent")
+    other._element.addprevious(alternatives)
+    etree.SubElement(alternatives, f"{{{space}}}Choice", Requires="a14").append(other._element)
+    etree.SubElement(alternatives, f"{{{space}}}Fallback").append(copy.deepcopy(same._element))
+    [document], _ = read("a.pptx", saved(deck))
+    assert document.text == "Ducks\n\nThey swim.\n\nThey fly."
+
+
+def test_what_is_not_read_of_a_workbook_is_told(read):
+    book = openpyxl.Workbook()
+    book.active.append(["=SUM(1,2)", "words"])
+    book.active.cell(2, 1200, "far away")
+    [document], left_out = read("a.xlsx", saved(book))
+    assert document.text == "Sheet\n\nwords"
+    assert left_out == [
+        "formulas without a value: 1; open and save it in a program for workbooks",
+        "columns of 'Sheet' after 1000",
+    ]
+
+
+def test_sections_of_chapters_stand_under_their_chapter(read):
+    chapters = [f"<h1>{word}</h1><p>Intro.</p><h2>Food</h2><p>Frogs." for word in ("Storks", "Herons")]
+    content = epub(chapters)
+    for at, word in enumerate(("Storks", "Herons")):
+        page = f"<html><head><title>{word}</title></head><body>{chapters[at]}</body></html>"
+        content = repacked(content, **{f"OEBPS__chapter {at}_xhtml": page})
+    [document], _ = read("a.epub", content)
+    assert [part.heading for part in document.sections] == ["Storks", "Storks > Food", "Herons", "Herons > Food"]
+
+
+def test_of_an_article_with_its_history_the_last_revision_is_read(read):
+    [document], _ = read(
+        "wiki.xml",
+        '<mediawiki xmlns="x"><page><title>T</title><ns>0</ns><id>1</id><revision><text>Old.</text></revision>'
+        "<revision><text>New.</text></revision></page></mediawiki>",
+    )
+    assert document.text == "New."
 
 
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">
