@@ -5,6 +5,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -69,7 +70,9 @@ class WebPage:
             Unreadable: the address is refused or silent, or the page is of a kind that is not read.
         """
         try:
-            answer = asyncio.run(self.guard.fetch(self.source, limits=self.limits))
+            with asyncio.Runner() as runner:
+                runner.get_loop().set_default_executor(_Unwaited())
+                answer = runner.run(self.guard.fetch(self.source, limits=self.limits))
         except (Refused, Unreachable) as error:
             raise Unreadable(f"was not fetched: {error}") from None
         suffix = _suffix(answer)
@@ -78,6 +81,13 @@ class WebPage:
             body = answer.body if suffix == ".pdf" else _as_utf8(answer)
             path.write_bytes(body)
             yield from reader.read(FetchedFile(path, self.source, len(body), hashlib.sha256(body).hexdigest()))
+
+
+class _Unwaited(ThreadPoolExecutor):
+    """Looks up names; the end of a loop does not wait for a name server that is silent longer than the limits."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 def is_address(source: str | Path) -> bool:

@@ -2,6 +2,7 @@ import bz2
 import copy
 import datetime
 import json
+import re
 
 import docx
 import openpyxl
@@ -54,7 +55,7 @@ def test_a_pdf_has_pages_paragraphs_and_larger_type_as_headings(read):
 
 def test_running_heads_of_a_pdf_are_dropped_and_its_own_title_counts(read):
     pages = [
-        [(10, "Handbook of ports"), (10, f"Text {word}."), (10, f"Page {number}")]
+        [(10, "Handbook 2 of ports"), (20, ""), (10, f"Text {word}."), (20, ""), (10, f"Page {number + 6} of 9")]
         for number, word in enumerate(("one", "two", "three", "four", "five"), start=1)
     ]
     [document], _ = read("a.pdf", pdf(pages, title="The handbook"))
@@ -67,6 +68,33 @@ def test_running_heads_of_a_pdf_are_dropped_and_its_own_title_counts(read):
         "Text five.",
     ]
     assert [part.page for part in document.sections] == [1, 2, 3, 4, 5]
+
+
+def test_headings_and_lines_of_the_text_are_no_running_heads(read):
+    words = ("one", "two", "three", "four", "five")
+    headings = [
+        [(20, f"Article {number}"), (10, f"It is {word}."), (10, f"So it is {word}.")]
+        for number, word in enumerate(words, start=1)
+    ]
+    [document], _ = read("a.pdf", pdf(headings))
+    assert [part.heading for part in document.sections][1:] == [f"Article {number}" for number in range(2, 6)]
+    bills = [
+        [(10, f"Invoice {1000 + 37 * at} of {12 * at} EUR"), (20, ""), (10, f"For {word}."), (10, "Pay it.")]
+        for at, word in enumerate(words)
+    ]
+    [document], _ = read("b.pdf", pdf(bills))
+    for at, word in enumerate(words):
+        assert f"Invoice {1000 + 37 * at} of {12 * at} EUR\n\nFor {word}.\nPay it." in document.text
+
+
+def test_pages_that_cannot_be_loaded_are_told(read):
+    content = pdf([[(10, f"Page {number}.")] for number in range(1, 6)])
+    assert content.count(b"/Type/Page/Parent") == 5
+    at = [found.start() for found in re.finditer(rb"/Type/Page/", content)][2]
+    [document], left_out = read("a.pdf", content[:at] + b"/Type/Nope/" + content[at + 11 :])
+    assert "Page 4." in document.text
+    assert "Page 3." not in document.text
+    assert left_out == ["pages that cannot be read: 3; get a whole copy of it"]
 
 
 def test_pages_that_look_scanned_are_told_and_a_pdf_of_nothing_else_is_refused(read):

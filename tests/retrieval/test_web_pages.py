@@ -2,6 +2,8 @@
 
 import codecs
 import hashlib
+import socket
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -98,6 +100,14 @@ def test_a_page_too_large_or_at_a_private_host_is_skipped(page) -> None:
         documents(page, limits=Limits(bytes=10))
     with pytest.raises(Unreadable, match=r"was not fetched: .* not of the public network"):
         list(WebPage("http://localhost/").documents(Keeping()))
+
+
+def test_a_name_server_that_is_silent_costs_no_more_than_the_limit(monkeypatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(2))
+    started = time.monotonic()
+    with pytest.raises(Unreadable, match=r"did not answer to the end within 0.1 s"):
+        list(WebPage("http://host.example/", limits=Limits(seconds=0.1)).documents(Keeping()))
+    assert time.monotonic() - started < 1.5
 
 
 def test_addresses_are_refused_unless_they_are_allowed() -> None:
