@@ -74,7 +74,8 @@ def test_nothing_beside_the_documents_is_run_and_no_key_is_handed_to_their_reade
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SOME_API_KEY", "secret")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "away"), "", "."]))
+    for path in (".", "", str(tmp_path / "away")):
+        monkeypatch.setenv("PYTHONPATH", path, prepend=os.pathsep)
     with Reader() as reader:
         [page] = reader.read(file_of(PAGE))
         [note] = reader.read(file_of(b"words", "note.md"))

@@ -84,7 +84,7 @@ def test_headings_and_lines_of_the_text_are_no_running_heads(read):
     ]
     [document], _ = read("b.pdf", pdf(bills))
     for at, word in enumerate(words):
-        assert f"Invoice {1000 + 37 * at} of {12 * at} EUR\n\nFor {word}.\nPay it." in document.text
+        assert f"Invoice {1000 + 37 * at} of {12 * at} EUR\nFor {word}.\nPay it." in document.text
 
 
 def test_pages_that_cannot_be_loaded_are_told(read):
