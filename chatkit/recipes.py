@@ -1,5 +1,6 @@
 """Recipes: TOML files that say what an index is made of."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,11 @@ RECIPES = Path("index")
 # What is made: an index of documents, or a copy of one that others published, which has a table of its own.
 KINDS = ("documents", "openchatkit")
 
+# What `datasets` reads in files that a recipe names; others of its formats run what is in them, such as pickles.
+FORMATS = ("arrow", "csv", "json", "parquet", "text")
+
 _KEYS = frozenset({"name", "kind", "root", "sources", "chunking", "dataset"})
+_ON_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _COLUMNS = ("id", "url", "title", "text")
 
 
@@ -25,10 +30,10 @@ class Dataset:
     """Rows of a Hugging Face data set, streamed, or of local files that `datasets` reads.
 
     Attributes:
-        path: `ORG/NAME`, or a format (`parquet`, `json`, `csv`) for `data_files`.
+        path: `ORG/NAME`, or one of `FORMATS` for `data_files`.
         name: the configuration, such as a snapshot and language.
         revision: commit, tag or branch; a commit makes two builds the same.
-        data_files: paths or patterns, resolved against the recipe's root.
+        data_files: paths or patterns: of a data set as they are, of a format resolved against the recipe's root.
         limit: most rows, from the first; 0 for all.
         columns: which column is the id, url, title and text, where they are not named so.
     """
@@ -150,8 +155,12 @@ def _dataset(given: Any, root: Path, where: str) -> Dataset:
         raise InvalidRequest(f"{where} has dataset.columns.{wrong[0]}, expected names for {', '.join(_COLUMNS)}")
     if table.get("limit", 0) < 0:
         raise InvalidRequest(f"{where} has dataset.limit {table['limit']}, expected a number of rows, or 0 for all")
-    resolved = tuple(str(root / file) for file in files)
-    return Dataset(**{**table, "data_files": resolved, "columns": columns})
+    if table["path"] not in FORMATS and not _ON_HUB.fullmatch(table["path"]):
+        raise InvalidRequest(
+            f"{where} has dataset.path {table['path']!r}, expected ORG/NAME, or one of {', '.join(FORMATS)}"
+        )
+    placed = tuple(str(root / file) if table["path"] in FORMATS and "://" not in file else file for file in files)
+    return Dataset(**{**table, "data_files": placed, "columns": columns})
 
 
 def _table(given: Any, key: str, where: str) -> dict[str, Any]:

@@ -30,6 +30,18 @@ _MOST_ENDED = 20
 _LENGTH = 8
 # An answer is one document as JSON: at most some bytes a character. Anything longer is no answer of ours.
 _LONGEST_ANSWER = 8 * MAX_TEXT
+# `-P` and the first lines: modules come from where this process has them, never from the folder of the documents.
+_ROOT = str(Path(__file__).resolve().parents[2])
+_PROGRAM = f"""import sys
+sys.path[:0] = [] if {_ROOT!r} in sys.path else [{_ROOT!r}]
+from {__name__} import main
+main()
+"""
+# All of the environment that a reader needs: not the keys and tokens of whoever builds the index.
+_ENVIRONMENT = (
+    *("PATH", "HOME", "APPDATA", "SYSTEMROOT", "TMPDIR", "TEMP", "TMP", "TZ", "LANG", "LC_ALL", "LC_CTYPE"),
+    *("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONUTF8"),
+)
 
 
 class Reader:
@@ -161,11 +173,9 @@ class _Child:
     """The process, and a watch over its silence."""
 
     def __init__(self, limits: tuple[str, str], wall_seconds: float) -> None:
-        command = [sys.executable, "-m", __name__, *limits]
-        # Libraries that start a thread a core take address space for each, which is what is limited.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-P", "-c", _PROGRAM, *limits]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment()
         )
         self._wall = wall_seconds
         self._waits_since: float | None = None
@@ -211,6 +221,14 @@ class _Child:
                 self.was_silent = True
                 self.process.kill()
                 return
+
+
+def _environment() -> dict[str, str]:
+    given = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    # An empty or relative entry, often left by a profile's `PYTHONPATH=$PYTHONPATH:…`, is the working directory.
+    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(path)]
+    # Libraries that start a thread a core take address space for each, which is what is limited.
+    return {**given, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def _document(source: str, answer: dict[str, Any]) -> Document:
@@ -299,7 +317,3 @@ def _peak_bytes() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
-
-
-if __name__ == "__main__":
-    main()

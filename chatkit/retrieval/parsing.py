@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatkit.retrieval.charset import decode_text
+from chatkit.retrieval.charset import decode_text, wrong_characters
 from chatkit.retrieval.document import Document, Page, Section, Unreadable, utf8
 from chatkit.retrieval.formats import html, kinds, markdown
 
@@ -66,7 +66,10 @@ def parse_file(path: Path, source: str, limits: Limits | None = None) -> Iterato
                 f"has {size} bytes, at most {limits.file_bytes} are read as one document; "
                 "split it, or make its parts records of a .jsonl file"
             )
-        yield parse(path, source, path.read_bytes())
+        document = parse(path, source, path.read_bytes())
+        yield document
+        if kind == "html" and (wrong := wrong_characters(document.text)):
+            yield LeftOut(f"characters that are not in its encoding: {wrong}")
     elif kind in _PAGED:
         module = importlib.import_module(f"chatkit.retrieval.formats.{_PAGED[kind]}")
         left_out: list[str] = []

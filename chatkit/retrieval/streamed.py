@@ -1,7 +1,9 @@
 """Rows of a Hugging Face data set as documents, streamed: no more than a few rows are in memory. Extra `datasets`."""
 
+import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -12,7 +14,7 @@ from chatkit.errors import MissingExtra
 from chatkit.retrieval.document import Document, Section, Unreadable
 from chatkit.retrieval.entries import DocumentReader
 
-_BLOCK = 2**20
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +36,10 @@ class DatasetRows:
 
     @property
     def digest(self) -> str:
-        """Names what is read; empty without a revision or local files, for then the rows may have changed."""
-        files = [_digest(Path(file)) for file in self.data_files]
-        if not self.revision and not (files and all(files)):
+        """Names what is read; empty without a commit or local files, for then the rows may have changed."""
+        is_on_hub = "/" in self.path
+        files = list(self.data_files) if is_on_hub else [_digest(file) for file in self.data_files]
+        if not (_COMMIT.fullmatch(self.revision) if is_on_hub else files and all(files)):
             return ""
         told = [self.path, self.name, self.split, self.revision, files, self.limit, dict(self.columns)]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -65,7 +68,8 @@ class DatasetRows:
             reader.leave_out(self.source, f"rows without text: {empty}")
 
     def _document(self, row: Mapping[str, Any], number: int) -> Document | None:
-        given = {name: str(row.get(self.columns.get(name, name)) or "") for name in ("id", "url", "title", "text")}
+        values = {name: row.get(self.columns.get(name, name)) for name in ("id", "url", "title", "text")}
+        given = {name: "" if value is None else str(value) for name, value in values.items()}
         if self.columns.get("text", "text") not in row:
             raise Unreadable(f"has no column {self.columns.get('text', 'text')!r}, only {', '.join(map(repr, row))}")
         text = given["text"]
@@ -92,12 +96,14 @@ class DatasetRows:
             raise Unreadable(f"cannot be opened ({_said(error)}); check its path, name, split and revision") from error
 
 
-def _digest(file: Path) -> str:
-    """Return the digest of a local file, empty for what is none."""
-    if not file.is_file():
-        return ""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _digest(pattern: str) -> str:
+    """Return the digest of the local files that match, empty where there are none."""
+    whole = hashlib.sha256()
+    files = sorted(file for file in glob.glob(pattern, recursive=True) if Path(file).is_file())
+    for file in files:
+        with Path(file).open("rb") as content:
+            whole.update(f"{file}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode(errors="replace"))
+    return whole.hexdigest() if files else ""
 
 
 def _said(error: Exception) -> str:

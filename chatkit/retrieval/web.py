@@ -5,11 +5,13 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chatkit.errors import InvalidRequest
+from chatkit.retrieval.charset import decode
 from chatkit.retrieval.document import Unreadable
 from chatkit.retrieval.guard import Answer, Guard, Limits, Refused, Unreachable
 
@@ -25,10 +27,7 @@ TYPES = {
     "application/pdf": ".pdf",
 }
 LIMITS = Limits(seconds=30.0, bytes=32 << 20)
-# Charsets of the web beside UTF-8, which readers know.
-_CHARSET = re.compile(
-    r"iso-8859-\d+|windows-\d+|cp\d+|koi8-[ru]|gbk|gb2312|gb18030|big5|shift_jis|euc-(jp|kr)|utf-16(le|be)?"
-)
+_CHARSET = re.compile(r"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -71,7 +70,9 @@ class WebPage:
             Unreadable: the address is refused or silent, or the page is of a kind that is not read.
         """
         try:
-            answer = asyncio.run(self.guard.fetch(self.source, limits=self.limits))
+            with asyncio.Runner() as runner:
+                runner.get_loop().set_default_executor(_Unwaited())
+                answer = runner.run(self.guard.fetch(self.source, limits=self.limits))
         except (Refused, Unreachable) as error:
             raise Unreadable(f"was not fetched: {error}") from None
         suffix = _suffix(answer)
@@ -80,6 +81,13 @@ class WebPage:
             body = answer.body if suffix == ".pdf" else _as_utf8(answer)
             path.write_bytes(body)
             yield from reader.read(FetchedFile(path, self.source, len(body), hashlib.sha256(body).hexdigest()))
+
+
+class _Unwaited(ThreadPoolExecutor):
+    """Looks up names; the end of a loop does not wait for a name server that is silent longer than the limits."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
 
 
 def is_address(source: str | Path) -> bool:
@@ -118,11 +126,10 @@ def _suffix(answer: Answer) -> str:
 
 def _as_utf8(answer: Answer) -> bytes:
     """Return a text with a byte order mark where its header names a charset, which goes before what the page says."""
-    named = re.search(r"charset=[\"']?([\w.:-]+)", answer.headers.get("content-type", ""), re.IGNORECASE)
-    charset = named[1].lower() if named else ""
-    if not _CHARSET.fullmatch(charset):
+    named = _CHARSET.search(answer.headers.get("content-type", ""))
+    if named is None:
         return answer.body
     try:
-        return answer.body.decode(charset).encode("utf-8-sig")
-    except (UnicodeError, LookupError):
-        return answer.body  # the reader finds out and says so
+        return decode(answer.body, named[1]).encode("utf-8-sig")
+    except Unreadable:
+        return answer.body  # the reader finds out what it is, or says so

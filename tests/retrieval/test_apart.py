@@ -63,3 +63,20 @@ def test_a_page_that_takes_too_much_costs_only_itself(reader, file_of):
         list(reader.read(file_of(b"<div>" * 1_000_000)))
     [document] = reader.read(file_of(b"<p>The next page."))
     assert document.text == "The next page."
+
+
+def test_nothing_beside_the_documents_is_run_and_no_key_is_handed_to_their_reader(tmp_path, file_of, monkeypatch):
+    (tmp_path / "selectolax.py").write_text("raise ImportError('of the folder of the documents')")
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away" / "sitecustomize.py").write_text(
+        "import os, chatkit.retrieval.formats.markdown as markdown\n"
+        "markdown.read = lambda text: (','.join(sorted(set(os.environ) & {'SOME_API_KEY', 'PATH'})), ())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOME_API_KEY", "secret")
+    for path in (".", "", str(tmp_path / "away")):
+        monkeypatch.setenv("PYTHONPATH", path, prepend=os.pathsep)
+    with Reader() as reader:
+        [page] = reader.read(file_of(PAGE))
+        [note] = reader.read(file_of(b"words", "note.md"))
+    assert (page.title, note.title) == ("Ports", "PATH")

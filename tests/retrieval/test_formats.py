@@ -1,11 +1,14 @@
 import bz2
+import copy
 import datetime
 import json
+import re
 
 import docx
 import openpyxl
 import pptx
 import pytest
+from lxml import etree
 from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
 from pptx.util import Inches
@@ -52,7 +55,7 @@ def test_a_pdf_has_pages_paragraphs_and_larger_type_as_headings(read):
 
 def test_running_heads_of_a_pdf_are_dropped_and_its_own_title_counts(read):
     pages = [
-        [(10, "Handbook of ports"), (10, f"Text {word}."), (10, f"Page {number}")]
+        [(10, "Handbook 2 of ports"), (20, ""), (10, f"Text {word}."), (20, ""), (10, f"Page {number + 6} of 9")]
         for number, word in enumerate(("one", "two", "three", "four", "five"), start=1)
     ]
     [document], _ = read("a.pdf", pdf(pages, title="The handbook"))
@@ -65,6 +68,33 @@ def test_running_heads_of_a_pdf_are_dropped_and_its_own_title_counts(read):
         "Text five.",
     ]
     assert [part.page for part in document.sections] == [1, 2, 3, 4, 5]
+
+
+def test_headings_and_lines_of_the_text_are_no_running_heads(read):
+    words = ("one", "two", "three", "four", "five")
+    headings = [
+        [(20, f"Article {number}"), (10, f"It is {word}."), (10, f"So it is {word}.")]
+        for number, word in enumerate(words, start=1)
+    ]
+    [document], _ = read("a.pdf", pdf(headings))
+    assert [part.heading for part in document.sections][1:] == [f"Article {number}" for number in range(2, 6)]
+    bills = [
+        [(10, f"Invoice {1000 + 37 * at} of {12 * at} EUR"), (20, ""), (10, f"For {word}."), (10, "Pay it.")]
+        for at, word in enumerate(words)
+    ]
+    [document], _ = read("b.pdf", pdf(bills))
+    for at, word in enumerate(words):
+        assert f"Invoice {1000 + 37 * at} of {12 * at} EUR\nFor {word}.\nPay it." in document.text
+
+
+def test_pages_that_cannot_be_loaded_are_told(read):
+    content = pdf([[(10, f"Page {number}.")] for number in range(1, 6)])
+    assert content.count(b"/Type/Page/Parent") == 5
+    at = [found.start() for found in re.finditer(rb"/Type/Page/", content)][2]
+    [document], left_out = read("a.pdf", content[:at] + b"/Type/Nope/" + content[at + 11 :])
+    assert "Page 4." in document.text
+    assert "Page 3." not in document.text
+    assert left_out == ["pages that cannot be read: 3; get a whole copy of it"]
 
 
 def test_pages_that_look_scanned_are_told_and_a_pdf_of_nothing_else_is_refused(read):
@@ -200,6 +230,75 @@ def test_rows_of_csv_are_documents_where_they_hold_texts_and_else_lines_with_the
         "long.csv#2001-2500",
     ]
     assert documents[2].text.splitlines()[0] == "Name: n2000 | Number: 2000"
+
+
+def test_cells_beyond_the_heads_of_a_csv_stay_in_the_text_or_are_told(read):
+    documents, left_out = read("a.csv", "id,text\n1,Ducks eat bread, rice and corn\n2,Geese eat grass,\n")
+    assert [document.text for document in documents] == ["Ducks eat bread, rice and corn", "Geese eat grass"]
+    assert left_out == []
+    documents, left_out = read("b.csv", "text,kind\nDucks eat bread, rice,food\n")
+    assert [document.text for document in documents] == ["Ducks eat bread"]
+    assert left_out == [
+        "rows with more cells than there are heads: 1, the first is row 1; their rest was put to 'kind'; "
+        "quote cells that hold ','"
+    ]
+
+
+def test_a_csv_of_one_column_of_texts_is_a_document_a_row(read):
+    documents, _ = read("a.csv", 'text\n"Hello, world one."\n"Second, longer text here."\n')
+    assert [(document.source, document.text) for document in documents] == [
+        ("a.csv#1", "Hello, world one."),
+        ("a.csv#2", "Second, longer text here."),
+    ]
+    with pytest.raises(Unreadable, match="has no row with words below its heads"):
+        read("b.csv", "id,text\n")
+
+
+def test_shapes_with_the_number_of_the_title_and_those_drawn_in_two_ways_are_read(read):
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[5])
+    slide.shapes.title.text = "Ducks"
+    same, other = (slide.shapes.add_textbox(0, 0, Inches(3), Inches(1)) for _ in range(2))
+    same.text_frame.text, other.text_frame.text = "They swim.", "They fly."
+    same._element.nvSpPr.cNvPr.set("id", str(slide.shapes.title.shape_id))
+    space = "http://schemas.openxmlformats.org/markup-compatibility/2006"
+    alternatives = etree.Element(f"{{{space}}}AlternateContent")
+    other._element.addprevious(alternatives)
+    etree.SubElement(alternatives, f"{{{space}}}Choice", Requires="a14").append(other._element)
+    etree.SubElement(alternatives, f"{{{space}}}Fallback").append(copy.deepcopy(same._element))
+    [document], _ = read("a.pptx", saved(deck))
+    assert document.text == "Ducks\n\nThey swim.\n\nThey fly."
+
+
+def test_what_is_not_read_of_a_workbook_is_told(read):
+    book = openpyxl.Workbook()
+    book.active.append(["=SUM(1,2)", "words"])
+    book.active.cell(2, 1200, "far away")
+    [document], left_out = read("a.xlsx", saved(book))
+    assert document.text == "Sheet\n\nwords"
+    assert left_out == [
+        "formulas without a value: 1; open and save it in a program for workbooks",
+        "columns of 'Sheet' after 1000",
+    ]
+
+
+def test_sections_of_chapters_stand_under_their_chapter(read):
+    chapters = [f"<h1>{word}</h1><p>Intro.</p><h2>Food</h2><p>Frogs." for word in ("Storks", "Herons")]
+    content = epub(chapters)
+    for at, word in enumerate(("Storks", "Herons")):
+        page = f"<html><head><title>{word}</title></head><body>{chapters[at]}</body></html>"
+        content = repacked(content, **{f"OEBPS__chapter {at}_xhtml": page})
+    [document], _ = read("a.epub", content)
+    assert [part.heading for part in document.sections] == ["Storks", "Storks > Food", "Herons", "Herons > Food"]
+
+
+def test_of_an_article_with_its_history_the_last_revision_is_read(read):
+    [document], _ = read(
+        "wiki.xml",
+        '<mediawiki xmlns="x"><page><title>T</title><ns>0</ns><id>1</id><revision><text>Old.</text></revision>'
+        "<revision><text>New.</text></revision></page></mediawiki>",
+    )
+    assert document.text == "New."
 
 
 DUMP = """<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/">

@@ -12,7 +12,7 @@ from chatkit.retrieval.apart import Reader
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.document import Unreadable
 from chatkit.retrieval.formats import html
-from chatkit.retrieval.parsing import parse
+from chatkit.retrieval.parsing import LeftOut, parse, parse_file
 from chatkit.retrieval.writing import read_passages
 
 PAGE = """<!doctype html>
@@ -166,6 +166,28 @@ def test_the_charset_is_the_marks_else_the_pages_own_else_utf8(content):
 
 def test_a_page_that_says_latin_1_is_read_as_browsers_do():
     assert read(b"<meta charset=iso-8859-1><p>5 \x80 \x96 caf\xe9").text == "5 € – café"
+
+
+@pytest.mark.parametrize(
+    ("label", "content", "shown"),
+    [
+        ("iso-8859-9", b"\xddstanbul \xfeehir", "İstanbul şehir"),
+        ("euc-kr", "똠방각하".encode("cp949"), "똠방각하"),
+        ("big5", "香港𨋢".encode("big5hkscs"), "香港𨋢"),
+        ("windows-1252", b"good \x9d text", "good \ufffd text"),
+        ("utf-8", b"long " * 400 + b"caf\xe9 here", "long " * 400 + "caf\ufffd here"),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_the_web_means_and_a_few_wrong_bytes_do_not_refuse_it(
+    label, content, shown
+):
+    assert read(b"<meta charset=%s><p>%s" % (label.encode(), content)).text == shown
+
+
+def test_characters_that_are_not_in_the_encoding_of_a_page_are_told(tmp_path):
+    (tmp_path / "a.html").write_bytes(b"<meta charset=windows-1252><p>good \x9d text")
+    [_, left_out] = parse_file(tmp_path / "a.html", "a.html")
+    assert left_out == LeftOut("characters that are not in its encoding: 1")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,21 @@ def test_markdown_is_cut_at_its_headings_and_offsets_point_into_the_file():
     }
 
 
+def test_what_stands_between_two_breaks_is_text_unless_it_looks_like_settings():
+    text = "---\n\n# Real title\n\nImportant first part.\n\n---\n\nSecond part.\n"
+    document = read(text)
+    assert document.title == "Real title"
+    assert text[document.sections[-1].start :].startswith("\nImportant first part.")
+    for settings in ("title: x\ntags:\n- a\n  - b\n", "# a comment\nkey: |\n  many words\n\nother: [\n]\n"):
+        [section] = read(f"---\n{settings}---\nBody.").sections
+        assert section.start == len(f"---\n{settings}---\n")
+
+
+def test_closing_hashes_are_no_words_of_a_heading_and_others_are():
+    assert read("# Title ##\r\n\r\nwords").title == "Title"
+    assert read("# C# and F#\nwords").title == "C# and F#"
+
+
 def test_a_second_title_is_a_section():
     assert [section.heading for section in read("# One\na\n# Two\nb\n## Three\nc").sections] == [
         "",

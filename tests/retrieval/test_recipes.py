@@ -9,7 +9,6 @@ from chatkit.errors import InvalidRequest
 from chatkit.recipes import Dataset, read_recipe
 from chatkit.retrieval.document import Unreadable
 from chatkit.retrieval.entries import Skipped
-from chatkit.retrieval.gathering import gather
 
 pytest.importorskip("datasets")
 ROWS = {
@@ -67,14 +66,36 @@ def test_the_digest_says_when_rows_or_limits_changed(recipe, tmp_path):
     [entry] = recipe(LOCAL).entries()
     before = entry.digest
     assert before == recipe(LOCAL).entries()[0].digest != recipe(LOCAL + "limit = 2").entries()[0].digest
-    gathered = [gather([], others=[entry], tell=lambda done, total: None).digest for _ in range(2)]
-    assert gathered[0] == gathered[1]
     parquet.write_table(pa.table({**ROWS, "title": ["A", "B", "C", "D"]}), tmp_path / "rows.parquet")
     assert entry.digest != before
-    [moving] = recipe('[dataset]\npath = "org/name"\n').entries()
-    assert moving.digest == ""
-    assert len({gather([], others=[moving], tell=lambda done, total: None).digest for _ in range(2)}) == 2
-    assert len(recipe('[dataset]\npath = "org/name"\nrevision = "abc"\n').entries()[0].digest) == 64
+
+
+def test_only_a_commit_or_files_that_are_there_keep_the_rows_of_a_data_set_from_being_read_again(recipe, tmp_path):
+    def digest(text):
+        return recipe("[dataset]\n" + text).entries()[0].digest
+
+    assert digest('path = "org/name"\n') == digest('path = "org/name"\nrevision = "main"\n') == ""
+    assert digest('path = "parquet"\ndata_files = ["https://host.example/rows.parquet"]\n') == ""
+    assert digest('path = "parquet"\nrevision = "main"\ndata_files = ["none*.parquet"]\n') == ""
+    assert len(digest(f'path = "org/name"\nrevision = "{"0a" * 20}"\n')) == 64
+    matched = digest('path = "parquet"\ndata_files = ["*.parquet"]\n')
+    parquet.write_table(pa.table(ROWS), tmp_path / "more.parquet")
+    assert "" != matched != digest('path = "parquet"\ndata_files = ["*.parquet"]\n')
+
+
+def test_files_of_a_data_set_on_the_hub_and_addresses_are_no_local_paths(recipe, tmp_path):
+    def files(path):
+        made = recipe(f'[dataset]\npath = "{path}"\ndata_files = ["en/*.parquet", "https://host.example/x"]\n')
+        return made.datasets[0].data_files
+
+    assert files("org/name") == ("en/*.parquet", "https://host.example/x")
+    assert files("parquet") == (f"{tmp_path}/en/*.parquet", "https://host.example/x")
+
+
+def test_a_row_with_the_id_0_has_a_name_of_its_own(recipe, tmp_path):
+    parquet.write_table(pa.table({"id": [1, 0, None], "text": ["One.", "Zero.", "None."]}), tmp_path / "ids.parquet")
+    documents = recipe(LOCAL.replace("rows", "ids")).entries()[0].documents(Noting())
+    assert [document.source for document in documents] == ["parquet/train#1", "parquet/train#0", "parquet/train#3"]
 
 
 def test_what_a_data_set_lacks_is_the_reason(recipe):
@@ -101,6 +122,8 @@ def test_the_recipe_for_wikipedia_is_pinned():
         ("[dataset]\npath = 'x'\nlimits = 1", "has dataset.limits, expected only path, name, split"),
         ("[dataset]\npath = 'x'\nlimit = -1", "dataset.limit -1"),
         ("[dataset]\npath = 'x'\ncolumns = {body = 'x'}", r"dataset.columns.body, expected names for id, url"),
+        ("[dataset]\npath = 'pandas'", "dataset.path 'pandas', expected ORG/NAME, or one of arrow, csv, json"),
+        ("[dataset]\npath = '../x'", r"dataset.path '../x', expected ORG/NAME"),
         ("dataset = 'x'", "has dataset 'x', expected a table"),
         ("kind = 'other'", "has kind 'other', expected 'documents' or 'openchatkit'"),
         ("kind = 'openchatkit'\nsources = ['x']", "has 'sources', expected only kind, name, openchatkit"),

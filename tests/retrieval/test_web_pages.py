@@ -1,6 +1,9 @@
 """Web addresses as sources of an index: off by default, one document an address, every fault a reason to skip."""
 
+import codecs
 import hashlib
+import socket
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -39,8 +42,9 @@ def documents(server, path="/", **options):
 def test_a_page_is_one_document_under_its_address(page) -> None:
     (document,), reader = documents(page, "/leases")
     assert document.source == f"{page.address}/leases"
-    assert (reader.suffix, reader.content) == (".html", PAGE)
-    assert (reader.file.size, reader.file.sha256) == (len(PAGE), hashlib.sha256(PAGE).hexdigest())
+    marked = codecs.BOM_UTF8 + PAGE
+    assert (reader.suffix, reader.content) == (".html", marked)
+    assert (reader.file.size, reader.file.sha256) == (len(marked), hashlib.sha256(marked).hexdigest())
     assert not reader.file.path.exists()
 
 
@@ -58,13 +62,23 @@ def test_the_type_that_is_sent_says_how_it_is_read(page, kind, suffix) -> None:
     assert documents(page, "/a.exe")[1].suffix == suffix
 
 
-def test_the_charset_that_is_sent_goes_before_what_the_page_says(page) -> None:
-    page.reply = lambda path, body: (
-        200,
-        {"Content-Type": "text/plain; charset=ISO-8859-1"},
-        "Bücher".encode("latin-1"),
-    )
-    assert documents(page)[1].content == "\ufeffBücher".encode()
+@pytest.mark.parametrize(
+    ("told", "sent", "shown"),
+    [
+        ("ISO-8859-1", b"B\xfccher \x93f\xfcr\x94 alle", "Bücher “für” alle"),
+        ("utf-8", '<meta charset="iso-8859-1">Müller'.encode(), '<meta charset="iso-8859-1">Müller'),
+        ("ks_c_5601-1987", "한국어".encode("cp949"), "한국어"),
+        ("nonsense", "Größe".encode(), "Größe"),
+    ],
+)
+def test_the_charset_that_is_sent_goes_before_what_the_page_says(page, told, sent, shown) -> None:
+    page.reply = lambda path, body: (200, {"Content-Type": f"text/plain; charset={told}"}, sent)
+    assert documents(page)[1].content.decode("utf-8-sig") == shown
+
+
+def test_a_page_in_another_charset_than_is_sent_is_left_to_its_reader(page) -> None:
+    page.reply = lambda path, body: (200, {"Content-Type": "text/html; charset=utf-8"}, b"<meta charset=koi8-r>\xc1")
+    assert documents(page)[1].content == b"<meta charset=koi8-r>\xc1"
 
 
 @pytest.mark.parametrize(
@@ -86,6 +100,14 @@ def test_a_page_too_large_or_at_a_private_host_is_skipped(page) -> None:
         documents(page, limits=Limits(bytes=10))
     with pytest.raises(Unreadable, match=r"was not fetched: .* not of the public network"):
         list(WebPage("http://localhost/").documents(Keeping()))
+
+
+def test_a_name_server_that_is_silent_costs_no_more_than_the_limit(monkeypatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: time.sleep(2))
+    started = time.monotonic()
+    with pytest.raises(Unreadable, match=r"did not answer to the end within 0.1 s"):
+        list(WebPage("http://host.example/", limits=Limits(seconds=0.1)).documents(Keeping()))
+    assert time.monotonic() - started < 1.5
 
 
 def test_addresses_are_refused_unless_they_are_allowed() -> None:

@@ -22,10 +22,15 @@ _SOURCES_A_SHARD = 16
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """What a build reads: entries in the order of the index, by name, and what cannot even be opened."""
+    """What a build reads: entries in the order of the index, by name, and what cannot even be opened.
+
+    Attributes:
+        other_kinds: what is told of folders; another file that is not read does not make them others.
+    """
 
     entries: tuple[SourceEntry, ...]
     skipped: tuple[Skipped, ...]
+    other_kinds: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +76,7 @@ def find(sources: Sequence[str | Path], entries: Sequence[SourceEntry], meter: M
     """
     gathered = gather(sources, tell=meter.reading)
     found: list[SourceEntry] = [*gathered.files, *entries]
-    return Sources(tuple(sorted(found, key=lambda entry: entry.source)), gathered.skipped)
+    return Sources(tuple(sorted(found, key=lambda entry: entry.source)), gathered.skipped, gathered.other_kinds)
 
 
 def digest_of(rows: Sequence[SourceRow]) -> str:
@@ -93,6 +98,7 @@ def planned_rows(sources: Sources) -> list[SourceRow]:
         SourceRow(entry.source, hashlib.sha256(entry.reason.encode()).hexdigest(), reason=entry.reason)
         for entry in sources.skipped
     )
+    rows += (SourceRow(entry.source, "", reason=entry.reason, part=True) for entry in sources.other_kinds)
     return rows
 
 
@@ -118,7 +124,7 @@ def cut_all(
         earlier: takes the place of reading where it can.
     """
     entries, takes = share.split(sources.entries)
-    skipped = len(sources.skipped)
+    skipped = len(sources.skipped) + len(sources.other_kinds)
     with Reader() as reader:
         cutter = _Cutter(reader, stage, chunking, count, takes, earlier)
         for done, entry in enumerate(entries, start=1):

@@ -14,7 +14,7 @@ ALL_BYTES = 256 * 2**20
 # The archive's own list of parts.
 _MOST_PARTS = 20_000
 _READ_AS_XML = (".xml", ".rels", ".vml")
-_DOCTYPE_WITHIN = 4096
+_DECLARED = (b"<!DOCTYPE", b"<!ENTITY")
 # Documents with macros and templates have the same parts as plain ones; the libraries ask for the plain name.
 _PLAIN = {
     b"application/vnd.ms-word.document.macroEnabled.main+xml": (
@@ -88,7 +88,8 @@ class Archive:
         with zipfile.ZipFile(copy, "w", zipfile.ZIP_STORED) as out:
             for name in dict.fromkeys(self.names):
                 content = self.read(name) if name.lower().endswith(_READ_AS_XML) else b""
-                if b"<!DOCTYPE" in content[:_DOCTYPE_WITHIN] or b"<!ENTITY" in content[:_DOCTYPE_WITHIN]:
+                letters = content.replace(b"\0", b"") if b"\0" in content[:8] else content  # of UTF-16
+                if any(declared in letters for declared in _DECLARED):
                     raise Unreadable(f"its part {name!r} declares entities, which no Office file does")
                 if name == "[Content_Types].xml":
                     for special, plain in _PLAIN.items():

@@ -56,8 +56,9 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
 
 
 def _placed(section: Section, chapter: Page) -> str:
-    """Return the section's headings, those of a chapter's first page under the chapter's own title."""
-    return section.heading or (chapter.title if chapter.text.startswith(chapter.title) else "")
+    """Return the section's headings, under the chapter's own title where the chapter begins with it."""
+    title = chapter.title if chapter.text.startswith(chapter.title) else ""
+    return " > ".join(filter(None, (title, section.heading)))
 
 
 def _xml(archive: Archive, name: str) -> Any:

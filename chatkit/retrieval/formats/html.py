@@ -7,7 +7,6 @@ from typing import Any
 from chatkit.retrieval.charset import decode
 from chatkit.retrieval.document import Outline, Page, Unreadable
 
-SUFFIXES = frozenset({".html", ".htm", ".xhtml"})
 # The reason for a page without a visible word.
 SHOWS_NOTHING = "shows no text"
 

@@ -4,10 +4,12 @@ import re
 
 from chatkit.retrieval.document import Outline, Section
 
-SUFFIXES = frozenset({".md", ".markdown"})
-
-_HEADING = re.compile(r"(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_HEADING = re.compile(r"(#{1,6})[ \t]+(.*?)(?:(?:^|[ \t]+)#+)?\s*$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_BETWEEN_RULES = re.compile(r"---[ \t]*\r?\n(.*?)\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
+# What settings in YAML look like: a key each line, with what is below it further in, a list or a comment.
+_KEY = re.compile(r"[\w\"'][^:#]*:(?:\s|$)")
+_BELOW_KEY = re.compile(r"[ \t#}\]]|-\s|\s*$")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 
 
@@ -52,9 +54,13 @@ def _fence_after(line: str, fence: str) -> str:
 
 
 def _after_front_matter(text: str) -> int:
-    """Return where the body starts: a leading block between two lines of `---` is settings, not prose."""
-    match = re.match(r"---[ \t]*\r?\n.*?\n---[ \t]*(?:\r?\n|$)", text, re.DOTALL)
-    return match.end() if match else 0
+    """Return where the body starts: a leading block between two lines of `---` is settings if it looks like YAML."""
+    match = _BETWEEN_RULES.match(text)
+    if match is None:
+        return 0
+    first, *others = match[1].split("\n")
+    is_settings = _KEY.match(first.lstrip()) or (first.startswith("#") and any(map(_KEY.match, others)))
+    return match.end() if is_settings and all(_KEY.match(one) or _BELOW_KEY.match(one) for one in others) else 0
 
 
 def _plain(heading: str) -> str:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ _LONGEST_HEADING = 120
 _DEEPEST_HEADING = 4
 # A line at least this share of the page's long lines goes on in the next one.
 _FULL_LINE = 0.75
-# Lines at the edge of at least so many pages, and so large a share of all, are running heads.
+# Lines at the edge of at least so many pages, and so large a share of all, are running heads. They stand apart from the
+# text by so many times the size of their type; lines of a text that is set widely have 1.5.
 _RUNNING_PAGES = 4
 _RUNNING_SHARE = 0.5
+_APART = 1.55
+_NUMBER = re.compile(r"\d+")
+_MOST_NUMBERS = 4
+_MOST_DIGITS = 6
+# So many lines and curves may be words that were drawn.
+_MANY_STROKES = 100
 _END_MARK_WITHIN = 2048
 # pdfium's sign for a hyphen at a line's end that is not part of the word, and its sign for a letter without a meaning.
 _HYPHEN = "\x02"
@@ -35,10 +43,17 @@ _NO_TITLE = re.compile(
 
 @dataclass(slots=True)
 class _Line:
-    """One line of a page and the size of its type, in points; `text` without blanks at its ends."""
+    """One line of a page.
+
+    Attributes:
+        text: without blanks at its ends.
+        size: of its type, in points.
+        height: of its base line over the lower edge of the page, in points.
+    """
 
     text: str
     size: float
+    height: float
 
 
 def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Page:
@@ -47,12 +62,19 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
     Raises:
         Unreadable: locked, damaged, or with no text on any page.
     """
+    import pypdfium2
+
     with contextlib.closing(_open(path, limits.passwords)) as document:
         pages: list[list[_Line]] = []
         empty: list[int] = []
+        broken: list[int] = []
         size = 0
         for number in range(len(document)):
-            lines, has_picture = _lines(document, number)
+            try:
+                lines, has_picture = _lines(document, number)
+            except pypdfium2.PdfiumError:
+                lines, has_picture = [], False
+                broken.append(number + 1)
             pages.append(lines)
             size += sum(len(line.text) for line in lines)
             if size > limits.text:
@@ -60,6 +82,8 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
             if not lines and has_picture:
                 empty.append(number + 1)
         title = _title(document)
+    if broken:
+        leave_out(f"pages that cannot be read: {_ranges(broken)}; get a whole copy of it")
     if not any(pages):
         scanned = ", looks scanned; recognise its text first (OCR)" if empty else ""
         raise Unreadable(f"holds no text on its {len(pages)} pages{scanned}")
@@ -85,45 +109,52 @@ def _open(path: Path, passwords: Iterable[str]) -> Any:
 
 
 def _lines(document: Any, number: int) -> tuple[list[_Line], bool]:
-    """Return the lines of one page, and whether it shows a picture where it has none."""
-    import pypdfium2
+    """Return the lines of one page, and whether it shows a picture, or much that is drawn, where it has none."""
     from pypdfium2 import raw
 
-    try:
-        page = document[number]
-    except pypdfium2.PdfiumError:
-        return [], False
-    with contextlib.closing(page), contextlib.closing(page.get_textpage()) as words:
+    with contextlib.closing(document[number]) as page, contextlib.closing(page.get_textpage()) as words:
         lines = []
         at = 0
         for line in _ligatures_in_order(words).split("\n"):
             text = " ".join(_CONTROLS.sub(" ", line).split())
             if text:
                 # In the middle: signs without a code shift positions a little.
-                size = raw.FPDFText_GetFontSize(words.raw, at + len(line) // 2)
-                lines.append(_Line(text, round(size * 2) / 2))
+                middle = at + len(line) // 2
+                size = raw.FPDFText_GetFontSize(words.raw, middle)
+                lines.append(_Line(text, round(size * 2) / 2, _origin(words, middle)[1]))
             at += len(line) + 1
-        has_picture = not lines and next(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE]), None) is not None
-        return lines, has_picture
+        return lines, not lines and _shows_something(page)
 
 
-def _ligatures_in_order(words: Any) -> str:
-    """Return a page's text. pdfium turns lines that run from the right, and with them the letters of one sign."""
+def _shows_something(page: Any) -> bool:
+    from pypdfium2 import raw
+
+    shown = page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_PATH])
+    kinds = [one.type for one in islice(shown, _MANY_STROKES)]
+    return len(kinds) == _MANY_STROKES or raw.FPDF_PAGEOBJ_IMAGE in kinds
+
+
+def _origin(words: Any, at: int) -> tuple[float, float]:
+    """Return where on the page a character stands, from the left and from below."""
     from ctypes import byref, c_double
 
     from pypdfium2 import raw
 
-    def place(at: int) -> tuple[float, float]:
-        x, y = c_double(), c_double()
-        raw.FPDFText_GetCharOrigin(words.raw, at, byref(x), byref(y))
-        return x.value, y.value
+    x, y = c_double(), c_double()
+    raw.FPDFText_GetCharOrigin(words.raw, at, byref(x), byref(y))
+    return x.value, y.value
+
+
+def _ligatures_in_order(words: Any) -> str:
+    """Return a page's text. pdfium turns lines that run from the right, and with them the letters of one sign."""
+    from pypdfium2 import raw
 
     text: str = words.get_text_range()
     swapped = [
         pair.start()
         for pair in _ALEF_LAM.finditer(text)
         if raw.FPDFText_GetUnicode(words.raw, pair.start()) == ord(pair[0][0])
-        and place(pair.start()) == place(pair.start() + 1)
+        and _origin(words, pair.start()) == _origin(words, pair.start() + 1)
     ]
     signs = list(text)
     for at in swapped:
@@ -154,18 +185,36 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _drop_running_heads(pages: list[list[_Line]]) -> None:
-    """Drop the first and last lines that most pages share, but for their numbers."""
-    filled = [page for page in pages if len(page) > 2]
-    for edge in (0, -1):
-        seen = Counter(_numberless(page[edge].text) for page in filled)
-        for page in filled:
-            times = seen[_numberless(page[edge].text)]
+    """Drop the first and last lines that most pages have at one place, the same but for the number of the page.
+
+    Headings and lines of the text stay: a running head is in the type of the text or smaller, and stands apart from it.
+    """
+    filled = [(number, lines) for number, lines in enumerate(pages) if len(lines) > 2]
+    levels = _levels(pages)
+    for edge, following in ((0, 1), (-1, -2)):
+        told = [
+            _running(lines[edge], number) if _is_apart(lines[edge], lines[following], levels) else frozenset()
+            for number, lines in filled
+        ]
+        seen = Counter(key for keys in told for key in keys)
+        for (_, lines), keys in zip(filled, told, strict=True):
+            times = max((seen[key] for key in keys), default=0)
             if times >= _RUNNING_PAGES and times > _RUNNING_SHARE * len(filled):
-                page.pop(edge)
+                lines.pop(edge)
 
 
-def _numberless(text: str) -> str:
-    return re.sub(r"\d+", "0", text)
+def _is_apart(line: _Line, following: _Line, levels: dict[float, int]) -> bool:
+    return line.size not in levels and abs(line.height - following.height) > _APART * max(line.size, following.size)
+
+
+def _running(line: _Line, page: int) -> frozenset[tuple[str, int]]:
+    """Return what a line is as a running head of its page: itself, or one of its numbers less that of the page."""
+    place = round(line.height)
+    found = {(line.text, place)}
+    for number in list(_NUMBER.finditer(line.text))[:_MOST_NUMBERS]:
+        first = int(number[0][:_MOST_DIGITS]) - page
+        found.add((f"{line.text[: number.start()]}\0{first}\0{line.text[number.end() :]}", place))
+    return frozenset(found)
 
 
 class _Writer:

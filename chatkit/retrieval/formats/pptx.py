@@ -11,6 +11,7 @@ from chatkit.retrieval.parsing import Limits
 
 _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 _TEXT = f"{_A}t"
+_ALTERNATIVES = "{http://schemas.openxmlformats.org/markup-compatibility/2006}AlternateContent"
 # Parts of a slide that the library has no name for: what they are called in a slide's list of parts.
 _DIAGRAM, _COMMENTS = "diagramData", "comments"
 # What PowerPoint writes where nobody gave a title.
@@ -40,13 +41,14 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
 
 
 def _slide(slide: Any, number: int, paper: Paper) -> None:
+    _choose(slide._element)
     head = slide.shapes.title
     words = head.text_frame.text.strip() if head is not None and head.has_text_frame else ""
     # A slide without a title must not stand under that of the one before; many slides say nothing but their title.
     paper.heading(2, words or f"Slide {number}", is_said=True)
     paper.title = paper.title or words
     for shape in slide.shapes:
-        if head is None or shape.shape_id != head.shape_id:
+        if head is None or shape._element is not head._element:
             _shape(shape, paper)
     for kind, root in _parts(slide):
         paper.gap()
@@ -55,6 +57,15 @@ def _slide(slide: Any, number: int, paper: Paper) -> None:
             paper.line(line if kind == _DIAGRAM else f"Comment: {line}")
     if slide.has_notes_slide and slide.notes_slide.notes_text_frame is not None:
         paper.paragraph(slide.notes_slide.notes_text_frame.text)
+
+
+def _choose(root: Any) -> None:
+    """Put what newer versions draw in the place of the alternatives, which the library passes over with their words."""
+    for alternatives in list(root.iter(_ALTERNATIVES)):
+        chosen = alternatives.find("{*}Choice")
+        for element in list(chosen if chosen is not None else ()):
+            alternatives.addprevious(element)
+        alternatives.getparent().remove(alternatives)
 
 
 def _shape(shape: Any, paper: Paper) -> None:

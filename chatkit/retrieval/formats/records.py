@@ -28,8 +28,7 @@ def documents(path: Path, source: str) -> Iterator[Document | LeftOut | None]:
     Raises:
         Unreadable: not in UTF-8, or not one line is a JSON object with words.
     """
-    wrong: list[int] = []
-    found = number = 0
+    found = number = wrong = first_wrong = 0
     try:
         for number, line in _lines(path):
             record = _object(line)
@@ -38,7 +37,7 @@ def documents(path: Path, source: str) -> Iterator[Document | LeftOut | None]:
                 found += 1
                 yield document
             elif line.strip():
-                wrong.append(number)
+                wrong, first_wrong = wrong + 1, first_wrong or number
             if number % _SILENT == 0:
                 yield None
     except UnicodeDecodeError as error:
@@ -46,7 +45,7 @@ def documents(path: Path, source: str) -> Iterator[Document | LeftOut | None]:
     if not found:
         raise Unreadable("has no line that is a JSON object with words")
     if wrong:
-        yield LeftOut(f"lines that are no JSON objects with words: {len(wrong)}, the first is line {wrong[0]}")
+        yield LeftOut(f"lines that are no JSON objects with words: {wrong}, the first is line {first_wrong}")
 
 
 def of_record(record: Mapping[str, Any], source: str, number: str, stem: str) -> Document | None:
@@ -81,7 +80,8 @@ def _first(named: Mapping[str, str], record: Mapping[str, Any], fields: tuple[st
     """Return the record's own name of the first of `fields` that holds a text or a number."""
     for field in fields:
         name = named.get(field)
-        if name is not None and isinstance(record[name], str | int) and str(record[name]).strip():
+        value = record[name] if name is not None else None
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value).strip():
             return name
     return None
 

@@ -14,6 +14,7 @@ from chatkit.retrieval.parsing import LeftOut, title_from
 ROWS = 1000
 _LONGEST_CELL = 16 * 2**20
 _SNIFFED = 64 * 1024
+_NO_ROWS = "has no row with words below its heads"
 _DELIMITERS = ",;\t|"
 
 
@@ -37,10 +38,12 @@ def documents(path: Path, source: str) -> Iterator[Document | LeftOut | None]:
             first = next((row for row in table if any(cell.strip() for cell in row)), None)
             if first is None:
                 raise Unreadable("is empty")
-            heads = [" ".join(cell.split()) for cell in first] if rows.are_heads(first) else []
+            # A column alone has no row of heads to be told by, but for the name that texts have.
+            is_text = len(first) == 1 and records.text_field_of(first) is not None
+            heads = [" ".join(cell.split()) for cell in first] if is_text or rows.are_heads(first) else []
             rest = table if heads else itertools.chain([first], table)
             if heads and records.text_field_of(heads):
-                yield from _records(rest, heads, path, source)
+                yield from _records(rest, heads, path, source, table.dialect.delimiter)
             else:
                 yield from _blocks(rest, heads, path, source)
         except UnicodeDecodeError as error:
@@ -59,12 +62,24 @@ def _delimiter(head: str, path: Path) -> str:
 
 
 def _records(
-    table: Iterator[list[str]], heads: list[str], path: Path, source: str
+    table: Iterator[list[str]], heads: list[str], path: Path, source: str, delimiter: str
 ) -> Iterator[Document | LeftOut | None]:
+    found = longer = first = 0
     for number, row in enumerate(table, start=1):
+        if any(row[len(heads) :]):
+            longer, first = longer + 1, first or number
+            row = [*row[: len(heads) - 1], delimiter.join(row[len(heads) - 1 :])]
         document = records.of_record(dict(zip(heads, row, strict=False)), source, str(number), path.stem)
         if document is not None:
+            found += 1
             yield document
+    if not found:
+        raise Unreadable(_NO_ROWS)
+    if longer and heads[-1] != records.text_field_of(heads):
+        yield LeftOut(
+            f"rows with more cells than there are heads: {longer}, the first is row {first}; their rest was put to "
+            f"{heads[-1]!r}; quote cells that hold {delimiter!r}"
+        )
 
 
 def _blocks(
@@ -80,7 +95,7 @@ def _blocks(
         if text:
             yield Document(name, title_from(path), text, (Section("", 0, len(text)),))
         elif first == 1 and not following:
-            raise Unreadable("has no rows below its heads" if heads else "is empty")
+            raise Unreadable(_NO_ROWS if heads else "is empty")
         first, block = last + 1, following
 
 

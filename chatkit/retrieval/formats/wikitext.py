@@ -102,13 +102,19 @@ def _pages(file: IO[bytes]) -> Iterator[dict[str, str]]:
                     "ns": element.findtext("{*}ns") or _ARTICLES,
                     "title": element.findtext("{*}title") or "",
                     "redirect": "yes" if element.find("{*}redirect") is not None else "",
-                    "text": element.findtext("{*}revision/{*}text") or "",
+                    "text": _latest(element),
                 }
                 root.clear(keep_tail=False)
     except (etree.XMLSyntaxError, EOFError) as error:
         raise Unreadable(f"breaks off or is broken ({' '.join(str(error).split())})") from error
     except OSError as error:
         raise Unreadable(f"is no bzip2 file, or a damaged one ({error})") from error
+
+
+def _latest(page: Any) -> str:
+    """Return the text of the last revision: exports with the whole history begin with the first."""
+    texts = page.findall("{*}revision/{*}text")
+    return texts[-1].text or "" if texts else ""
 
 
 def _article(page: dict[str, str], source: str) -> Document | None:

@@ -19,6 +19,8 @@ _DRAWN = re.compile(r"xl/(?:charts/chart|drawings/drawing)\d*\.xml")
 _COMMENTS = re.compile(r"xl/(?:comments/?comment\w*|comments|threadedComments/threadedComment)\d*\.xml")
 # What Excel writes for versions of it that do not know threads; the thread itself has a part of its own.
 _STAND_IN = "[Threaded comment]"
+# A cell with a formula that no program computed.
+_NOT_COMPUTED = re.compile(rb"(?:</f>|<f\b[^<>]*/>)\s*(?:<v\s*/>|<v></v>)?\s*</c>")
 _TEXT = frozenset({"t", "text"})
 
 
@@ -38,11 +40,13 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
         book = openpyxl.load_workbook(package, read_only=True, data_only=True, keep_links=False)
     except (KeyError, ValueError, TypeError) as error:
         raise Unreadable(f"is damaged ({error}); save it anew") from error
+    if uncomputed := sum(1 for _ in _NOT_COMPUTED.finditer(package.getbuffer())):
+        leave_out(f"formulas without a value: {uncomputed}; open and save it in a program for workbooks")
     paper = Paper()
     bare: list[str] = []  # sheets that hold drawings only, or nothing
     room = limits.text
     for sheet in book.worksheets:
-        size = _sheet(sheet, paper, room)
+        size = _sheet(sheet, paper, room, leave_out)
         if size > room:
             raise Unreadable(f"holds more than {limits.text} characters of text; split it")
         room -= size
@@ -57,11 +61,12 @@ def read(path: Path, *, limits: Limits, leave_out: Callable[[str], None]) -> Pag
     return paper.finish(book.properties.title or "")
 
 
-def _sheet(sheet: Any, paper: Paper, room: int) -> int:
+def _sheet(sheet: Any, paper: Paper, room: int, leave_out: Callable[[str], None]) -> int:
     """Put the rows of a sheet under its name; return the characters put, or as soon as there are more than `room`."""
     sheet.reset_dimensions()  # what a sheet says of its size is often wrong
     size = 0
-    for block in _blocks(sheet.iter_rows(values_only=True)):
+    rows = sheet.iter_rows(values_only=True)
+    for block in _blocks(_narrowed(rows, lambda: leave_out(f"columns of {sheet.title!r} after {_MOST_COLUMNS}"))):
         if not size:
             paper.heading(2, sheet.title)
         paper.gap()
@@ -73,11 +78,21 @@ def _sheet(sheet: Any, paper: Paper, room: int) -> int:
     return size
 
 
+def _narrowed(rows: Iterable[tuple[Any, ...]], too_wide: Callable[[], None]) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows as far as they are read; tell once where one goes on."""
+    is_told = False
+    for row in rows:
+        if not is_told and any(value is not None for value in row[_MOST_COLUMNS:]):
+            is_told = True
+            too_wide()
+        yield row[:_MOST_COLUMNS]
+
+
 def _blocks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[list[str]]]:
     """Yield the tables of a sheet: what stands between empty rows."""
     block: list[list[str]] = []
     for row in rows:
-        cells = [_shown(value) for value in row[:_MOST_COLUMNS]]
+        cells = [_shown(value) for value in row]
         while cells and not cells[-1]:
             cells.pop()
         if cells:
