@@ -52,6 +52,19 @@ class ListedVectors:
         return vectors
 
 
+def require_faiss() -> Any:
+    """Return the library.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingExtra("faiss", "cpu") from error
+    return faiss
+
+
 def open_faiss(file: Path) -> Any:
     """Open a Faiss index with its vectors mapped, so that processes share them and none holds them all.
 
@@ -59,10 +72,7 @@ def open_faiss(file: Path) -> Any:
         BrokenIndex: Faiss cannot read it.
         MissingExtra: faiss is not installed.
     """
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise MissingExtra("faiss", "cpu") from error
+    faiss = require_faiss()
     try:
         return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
@@ -107,8 +117,9 @@ def coded(index: Any, vectors: Vectors) -> Vectors | None:
     import faiss
 
     holder = index
-    while isinstance(holder, faiss.IndexHNSW | faiss.IndexNSG):
-        holder = faiss.downcast_index(holder.storage)
+    while isinstance(holder, faiss.IndexHNSW | faiss.IndexNSG | faiss.IndexRefine):
+        inner = holder.refine_index if isinstance(holder, faiss.IndexRefine) else holder.storage
+        holder = faiss.downcast_index(inner)
     try:
         return np.asarray(holder.sa_decode(holder.sa_encode(np.ascontiguousarray(vectors))), np.float32)
     except RuntimeError:
