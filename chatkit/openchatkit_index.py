@@ -5,7 +5,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from chatkit.models.cache import Progress
     from chatkit.models.transfer import HubFile
     from chatkit.retrieval.layout import IndexFolder
-    from chatkit.retrieval.published import Published, PublishedFile
+    from chatkit.retrieval.published import Locked, Published, PublishedFile
 
 REPOSITORY = "ChristophSchuhmann/wikipedia-3sentence-level-retrieval-index"
 ENCODER = "hf:facebook/contriever-msmarco"
 # Seconds to wait for another process that downloads: 40 GB at 4 MB/s.
 TIMEOUT_S = 3 * 3600.0
+_FICLONE = 0x40049409  # of Linux; other systems refuse it
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -32,7 +33,7 @@ class Wanted:
 
     Attributes:
         repository: ORG/NAME of a data set on the hub.
-        revision: commit, tag or branch; whatever it is, one commit is received and written down.
+        revision: commit, tag or branch; of a branch the commit that is received first is locked, with its hashes.
         folder: a copy that is here already, in the place of the repository.
         encoder: source of the encoder that the index was built with; "" for the service's own.
         sha256: file name → hash that it must have, beside what the hub says.
@@ -72,11 +73,15 @@ class Wanted:
         return self.folder or f"hf:datasets/{self.repository}@{self.revision}"
 
 
-_EXPECTED = {"sha256": "a table of file names and their 64 hexadecimal digits"}
+_EXPECTED = {"sha256": "a table of the file names knn.index, wikipedia-en-sentences.parquet and 64 hexadecimal digits"}
 
 
 def _are_hashes(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(re.fullmatch("[0-9a-f]{64}", str(digest)) for digest in value.values())
+    from chatkit.retrieval.published import FILES
+
+    return isinstance(value, Mapping) and all(
+        name in FILES and re.fullmatch("[0-9a-f]{64}", str(digest)) for name, digest in value.items()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,9 @@ def prepare_openchatkit(
     """Get the published index, lay out its texts, and make it the live version of the index `name`.
 
     Processes that do this at once wait for the first one, and find what it brought. A download that broke off, or was
-    killed, goes on where it was. What is there already, of the same revision, is not asked for again.
+    killed, goes on where it was; what arrived outlasts every error but a wrong hash. What is there already, of the
+    same revision, is not asked for again. Of a hub's source the commit and hashes are locked when it is first received
+    (`published.LOCK`, beside the versions): from then on that commit is asked for, and has to be the same.
 
     Args:
         settings: says where indexes are.
@@ -124,7 +131,7 @@ def prepare_openchatkit(
     Raises:
         InvalidRequest: the options are wrong.
         Offline: the hub cannot be reached; what arrived is kept for the next call.
-        BrokenModel: a file has another hash than the hub or the recipe says.
+        BrokenModel: a file has another hash than the hub, the recipe or the lock says.
         ModelError: the hub refuses, or has no such repository or file; or there is no room.
         BrokenIndex: the two files do not belong together.
         Unavailable: another process still prepares it after `timeout`.
@@ -178,19 +185,55 @@ def _there(index: "IndexFolder", wanted: Wanted) -> "tuple[str, Published] | Non
         return None
     source = wanted.folder or wanted.repository
     same = receipt.repository == source and wanted.revision in (receipt.revision, receipt.commit)
-    pinned = all(name in receipt.files and receipt.files[name].sha256 == h for name, h in wanted.sha256.items())
-    return (version, receipt) if same and pinned and receipt.encoder == wanted.encoder else None
+    pins = _pins(wanted, _lock(index, wanted))
+    pinned = all(receipt.files[name].sha256 == digest for name, digest in pins.items())
+    kept = same and pinned and receipt.encoder == wanted.encoder and not _changed(wanted, receipt.files)
+    return (version, receipt) if kept else None
+
+
+def _lock(index: "IndexFolder", wanted: Wanted) -> "Locked | None":
+    """Return what this source was when it was first received, None where the recipe says itself what it has to be."""
+    from chatkit.retrieval.published import read_locks
+
+    lock = None if wanted.folder else read_locks(index.folder).get(wanted.source)
+    return lock if lock is not None and not set(wanted.sha256.items()) - set(lock.sha256.items()) else None
+
+
+def _pins(wanted: Wanted, lock: "Locked | None") -> dict[str, str]:
+    return {**(lock.sha256 if lock is not None else {}), **wanted.sha256}
+
+
+def _changed(wanted: Wanted, files: "Mapping[str, PublishedFile]") -> bool:
+    """Whether a file of the folder that was copied is another one now; it need not be there any more."""
+    if not wanted.folder:
+        return False
+    for name, file in files.items():
+        path = _folder(wanted) / name
+        if path.is_file() and (path.stat().st_size, path.stat().st_mtime_ns) != (file.bytes, file.mtime_ns):
+            return True
+    return False
+
+
+def _folder(wanted: Wanted) -> Path:
+    return Path(os.path.expanduser(wanted.folder))
 
 
 def _get(index: "IndexFolder", wanted: Wanted, progress: "Progress") -> "tuple[str, Published]":
     from chatkit.models import cache
-    from chatkit.retrieval.published import Published
+    from chatkit.retrieval.published import Locked, Published, write_lock
+    from chatkit.retrieval.reconstruction import require_faiss
+    from chatkit.retrieval.wikipedia import PARQUET
 
-    pointer = index.pointer()
+    require_faiss()  # hours before it is needed
+    pointer, lock = index.pointer(), _lock(index, wanted)
     slug = re.sub(r"[^\w.@-]", "--", wanted.source)[-180:]
-    bring = _from_folder if wanted.folder else _from_hub
-    with cache.disk_errors(index.folder, setting="--home"), cache.workspace(index.folder, f"hf-{slug}") as work:
-        commit, folder, files = bring(wanted, work, progress)
+    space = cache.workspace(index.folder, f"hf-{slug}", keep=not wanted.folder)
+    with cache.disk_errors(index.folder, setting="--home"), space as work:
+        if wanted.folder:
+            commit, folder, files = _from_folder(wanted, work, progress)
+        else:
+            commit, folder, files = _from_hub(wanted, lock, work, progress)
+        cache.require_space(work, _sidecar_bytes(files[PARQUET].bytes), "--home")
         progress.note("laying out the texts")
         rows = _lay_out(folder, _Rows(progress))
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
@@ -198,6 +241,9 @@ def _get(index: "IndexFolder", wanted: Wanted, progress: "Progress") -> "tuple[s
         receipt = Published(source, wanted.revision, commit, wanted.encoder, rows, files, stamp)
         receipt.write(folder)
         published = index.publish(folder, keep=[pointer.text] if pointer is not None else [])
+        if not wanted.folder:
+            digests = {name: file.sha256 for name, file in files.items()}
+            write_lock(index.folder, wanted.source, Locked(commit, digests))
     return published.name, receipt
 
 
@@ -208,48 +254,60 @@ def _lay_out(folder: Path, tell: Callable[[int, int], None]) -> int:
     return lay_out(folder, tell)
 
 
-def _from_hub(wanted: Wanted, work: Path, progress: "Progress") -> "tuple[str, Path, dict[str, PublishedFile]]":
+def _sidecar_bytes(parquet: int) -> int:
+    """Return room for the texts that are laid out beside a Parquet file: four fifths of one of text alone."""
+    return parquet
+
+
+def _from_hub(
+    wanted: Wanted, lock: "Locked | None", work: Path, progress: "Progress"
+) -> "tuple[str, Path, dict[str, PublishedFile]]":
     """Download the files into a folder of `work` that bears the commit's name."""
     from chatkit.models import cache
     from chatkit.models.huggingface import HuggingFace
     from chatkit.models.transfer import Transfer, open_client
     from chatkit.retrieval.published import FILES, PublishedFile
+    from chatkit.retrieval.wikipedia import PARQUET
 
-    site = HuggingFace.of_user(wanted.source, datasets=True)
+    revision = lock.commit if lock is not None else wanted.revision
+    source = replace(wanted, revision=revision).source
+    site = HuggingFace.of_user(source, datasets=True)
     with open_client(site) as client:
-        transfer = Transfer(client, site, wanted.repository, wanted.source, progress)
-        listing = transfer.listing(wanted.revision)
+        transfer = Transfer(client, site, wanted.repository, source, progress)
+        listing = transfer.listing(revision)
         listed = {file.path: file for file in listing.files}
         if missing := [name for name in FILES if name not in listed]:
-            raise ModelError(f"{wanted.source!r} has no file {missing[0]!r}; name another repository or revision")
-        chosen = [_pinned(listed[name], wanted) for name in FILES]
+            raise ModelError(f"{source!r} has no file {missing[0]!r}; name another repository or revision")
+        pins = _pins(wanted, lock)
+        chosen = [_pinned(listed[name], pins) for name in FILES]
         for left in work.iterdir():
             if left.name != listing.commit:
                 shutil.rmtree(left)
         folder = work / listing.commit
         folder.mkdir(exist_ok=True)
         held = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-        cache.require_space(work, max(sum(file.bytes for file in chosen) - held, 0), "--home")
+        needed = max(sum(file.bytes for file in chosen) - held, 0) + _sidecar_bytes(listed[PARQUET].bytes)
+        cache.require_space(work, needed, "--home")
         hashes = [transfer.bring(file, folder / file.path, listing.commit) for file in chosen]
     files = {file.path: PublishedFile(file.bytes, digest) for file, digest in zip(chosen, hashes, strict=True)}
     return listing.commit, folder, files
 
 
-def _pinned(file: "HubFile", wanted: Wanted) -> "HubFile":
-    """Return the file with the recipe's hash in the place of the hub's; both the same, or the recipe's holds."""
+def _pinned(file: "HubFile", pins: Mapping[str, str]) -> "HubFile":
+    """Return the file with a pinned hash in the place of the hub's; both the same, or the pinned one holds."""
     from chatkit.models.transfer import HubFile
 
-    pinned = wanted.sha256.get(file.path, file.sha256)
-    return HubFile(file.path, file.bytes, pinned, file.blob)
+    return HubFile(file.path, file.bytes, pins.get(file.path, file.sha256), file.blob)
 
 
 def _from_folder(wanted: Wanted, work: Path, progress: "Progress") -> "tuple[str, Path, dict[str, PublishedFile]]":
-    """Take the files of a folder that is here: linked where that is on the same disk, copied otherwise."""
+    """Copy the files of a folder that is here, so that a later change to them changes no live version."""
     from chatkit.errors import BrokenModel
+    from chatkit.models import cache
     from chatkit.retrieval.checkpoint import sha256_of
     from chatkit.retrieval.published import FILES, PublishedFile
 
-    origin = Path(wanted.folder).expanduser()
+    origin = _folder(wanted)
     folder = work / "local"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -258,15 +316,27 @@ def _from_folder(wanted: Wanted, work: Path, progress: "Progress") -> "tuple[str
         if not (origin / name).is_file():
             raise ModelError(f"there is no {name!r} in {str(origin)!r}; name a folder that has {' and '.join(FILES)}")
         progress.note(f"taking {name} from {origin}")
-        try:
-            os.link(origin / name, folder / name)
-        except OSError:
+        stat = (origin / name).stat()
+        if not _cloned(origin / name, folder / name):
+            cache.require_space(work, stat.st_size, "--home")
             shutil.copyfile(origin / name, folder / name)
         digest = sha256_of(folder / name)
         if (expected := wanted.sha256.get(name, digest)) != digest:
             raise BrokenModel(f"{str(origin / name)!r} has SHA-256 {digest}, expected {expected}; nothing was kept")
-        files[name] = PublishedFile((folder / name).stat().st_size, digest)
+        files[name] = PublishedFile((folder / name).stat().st_size, digest, stat.st_mtime_ns)
     return "", folder, files
+
+
+def _cloned(origin: Path, target: Path) -> bool:
+    """Copy a file without its bytes, where the file system can share them until one of both is written to."""
+    import fcntl
+
+    with origin.open("rb") as source, target.open("wb") as out:
+        try:
+            fcntl.ioctl(out, _FICLONE, source.fileno())
+        except OSError:
+            return False
+    return True
 
 
 class _Rows:

@@ -1,6 +1,7 @@
 """The part of the composition that finds passages: an index with its search, a search API, or code of one's own."""
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,7 +87,7 @@ def _open_other(named: str) -> OpenRetriever:
     if kind == "http":
         from chatkit.retrieval.http import HttpRetriever, read_search
 
-        return HttpRetriever(read_search(Path(rest).expanduser()))
+        return HttpRetriever(read_search(Path(os.path.expanduser(rest))))
     module, _, name = rest.partition(":")
     try:
         made = getattr(importlib.import_module(module), name)()

@@ -266,7 +266,11 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
     """Open what the settings say to look things up in; see `retrieving.open_retriever`."""
 
     def own(source: str) -> Encoder | None:
-        return None if source == settings.encoder else open_encoder(replace(settings, encoder=source))
+        if source == settings.encoder:
+            return None
+        # What the settings tell of their own encoder says nothing about this one.
+        untold = replace(settings, encoder=source, encoder_pooling="auto", encoder_metric="auto")
+        return open_encoder(replace(untold, encoder_query_prefix="auto", encoder_passage_prefix="auto"))
 
     return retrieving.open_retriever(settings, encoder, own)
 

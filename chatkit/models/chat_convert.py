@@ -89,9 +89,10 @@ def main() -> int:
 
     file, out = Path(sys.argv[1]), Path(sys.argv[2])
     settings = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
+    settings["trust_remote_code"] = False
     model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float16, **settings)
     model.save_pretrained(out)
-    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(out)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False).save_pretrained(out)
     return 0
 
 

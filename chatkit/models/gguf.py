@@ -197,7 +197,7 @@ def _write_tokenizers(file: Path, reader: Any, work: Path) -> ModelFacts:
         raise MissingExtra(error.name or "transformers", "local") from error
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
     except (ValueError, OSError, KeyError, IndexError, OverflowError) as error:
         raise _unreadable(file, error) from error
     forward, backward = openvino_tokenizers.convert_tokenizer(tokenizer, with_detokenizer=True)

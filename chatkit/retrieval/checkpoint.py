@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from chatkit.retrieval.traits import Told, Traits, broken, read_traits
+from chatkit.retrieval.traits import Told, Traits, broken, read_json, read_traits
 
 WEIGHTS = "model.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -14,6 +14,10 @@ TOKENIZER = "tokenizer.json"
 CACHE_FOLDER = "converted"
 
 _BLOCK = 1 << 20
+# Of a configuration: who wrote it and how, and what is of use in training or generating only.
+_OF_NO_EFFECT = frozenset(
+    {"architectures", "auto_map", "dtype", "gradient_checkpointing", "torch_dtype", "transformers_version", "use_cache"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,8 @@ class Checkpoint:
     Attributes:
         folder: of the transformer itself.
         weights_sha256: hex digest of the weights file.
-        fingerprint: names weights, tokenizer, pooling, normalisation and cut: equal ones give comparable vectors.
+        fingerprint: names weights, configuration, tokenizer, pooling, normalisation and cut: equal ones give
+            comparable vectors.
     """
 
     folder: Path
@@ -51,6 +56,9 @@ def read_checkpoint(folder: Path, cache: Path | None = None, told: Told | None =
     weights = _weights_sha256(traits.transformer / WEIGHTS, cache)
     length = "l2" if traits.normalised else "raw"
     parts = [weights, sha256_of(traits.transformer / TOKENIZER), traits.pooling, length, str(traits.max_tokens)]
+    parts.append(_computation(traits.transformer / "config.json"))
+    if traits.lower:
+        parts.append("lower case")
     for layer in traits.dense:
         _require(layer.folder / WEIGHTS)
         parts += [sha256_of(layer.folder / WEIGHTS), layer.activation]
@@ -77,14 +85,28 @@ def sha256_of(file: Path) -> str:
     return digest.hexdigest()
 
 
+def _computation(file: Path) -> str:
+    """Return what a configuration says of how weights are used: equal weights under another one are another encoder."""
+    config = {
+        name: value for name, value in read_json(file).items() if not name.startswith("_") and name not in _OF_NO_EFFECT
+    }
+    return json.dumps(config, sort_keys=True)
+
+
 def _weights_sha256(weights: Path, cache: Path) -> str:
-    """Hash the weights, or take the digest noted when a file of this size and modification time was hashed before."""
+    """Hash the weights, or take the digest that was noted when this very file was hashed and not written to since."""
     stat = weights.stat()
     note = cache / "weights.json"
-    key = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    # Archives and copies bring the modification time along; the inode and the time of its last change are its own.
+    key = {
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
-        if {"size": known["size"], "mtime_ns": known["mtime_ns"]} == key and len(known["sha256"]) == 64:
+        if {name: known[name] for name in key} == key and len(known["sha256"]) == 64:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no note yet, or not one of ours: hash

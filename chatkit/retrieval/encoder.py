@@ -71,11 +71,12 @@ class SentenceEncoder:
         self._checkpoint = checkpoint
         self._traits = checkpoint.traits
         self._backend = backend
-        self._tokenizer = load_tokenizer(checkpoint.folder / TOKENIZER, cut=self.max_tokens)
+        self._tokenizer = load_tokenizer(checkpoint.folder / TOKENIZER, cut=self.max_tokens, lower=self._traits.lower)
         self._counter: Any = None
         self._pad = pad_id(checkpoint)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._closing = threading.Lock()  # nothing is put behind the None that ends the thread
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
         self._thread.start()
 
@@ -126,7 +127,7 @@ class SentenceEncoder:
     def count_tokens_of(self, texts: Sequence[str]) -> list[int]:
         """Return `count_tokens` of each text, faster than one by one."""
         if self._counter is None:
-            self._counter = load_tokenizer(self._checkpoint.folder / TOKENIZER)
+            self._counter = load_tokenizer(self._checkpoint.folder / TOKENIZER, lower=self._traits.lower)
         return [len(row) for row in self._counter.encode_batch_fast(list(texts))]
 
     async def encode(self, texts: Sequence[str]) -> Vectors:
@@ -143,19 +144,21 @@ class SentenceEncoder:
 
     def close(self) -> None:
         """Finish what waits and stop the thread; later calls raise `Unavailable`."""
-        if not self._closed:
-            self._closed = True
-            self._jobs.put(None)
-            self._thread.join()
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        self._thread.join()
 
     def _submit(self, texts: Sequence[str]) -> "Future[Vectors]":
         job = _Job(texts, self.dim)
-        if self._closed:
-            job.done.set_exception(Unavailable("the encoder is closed; open it again"))
-        elif not job.texts:
-            job.done.set_result(job.vectors)
-        else:
-            self._jobs.put(job)
+        with self._closing:
+            if self._closed:
+                job.done.set_exception(Unavailable("the encoder is closed; open it again"))
+            elif job.texts:
+                self._jobs.put(job)
+            else:
+                job.done.set_result(job.vectors)
         return job.done
 
     def _work(self) -> None:

@@ -13,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
@@ -299,10 +300,9 @@ class Guard:
     ) -> "AsyncIterator[httpcore.Response]":
         """Send one request over a connection of its own to an address that was checked."""
         import httpcore
-        import httpx
 
         addresses = await self.resolve(url)
-        context = httpx.create_ssl_context() if url.scheme == "https" else None
+        context = _tls() if url.scheme == "https" else None
         sent = {"User-Agent": "chatkit", "Accept": "*/*", **headers, "Accept-Encoding": "identity", "Host": url.netloc}
         if content:
             sent["Content-Length"] = str(len(content))
@@ -315,6 +315,14 @@ class Guard:
             ) as response,
         ):
             yield response
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Return the context of all requests: to read the authorities takes longer than many a search."""
+    import httpx
+
+    return httpx.create_ssl_context()
 
 
 def _require_public(url: Url, address: Address) -> None:

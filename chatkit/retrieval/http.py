@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import tomllib
@@ -19,8 +18,10 @@ from chatkit.types import Passage
 
 _log = logging.getLogger(__name__)
 
-# Characters of one passage that are read: what a prompt has room for, many times over.
-MAX_PASSAGE = 20_000
+# Characters of one passage that are read: what a prompt has room for, many times over; of its title and section, and
+# of an id and a link, which are of no use cut.
+MAX_PASSAGE, _MAX_TITLE, _MAX_NAME = 20_000, 500, 2_000
+_LARGEST = 1e300  # of a number: beyond it floats end, and JSON has no end
 _PLACEHOLDER = re.compile(r"\{(query|k|env:[A-Za-z_][A-Za-z0-9_]*)\}")
 _FIELDS = ("id", "title", "text", "url", "section", "score")
 
@@ -146,7 +147,7 @@ class HttpRetriever:
         """Return at most `k` passages, best first; none for a blank query.
 
         Those with a score are ordered by it, as the API gives it; without one they stay in the API's order and the
-        score is 1, 1/2, 1/3 and so on.
+        score is 1, 1/2, 1/3 and so on. Of those with one id the first is taken.
 
         Raises:
             NotFound: another index is named.
@@ -189,7 +190,10 @@ class HttpRetriever:
         if "score" in self._search.fields:
             found = sorted(found, key=lambda passage: -passage.score)
             found = [passage for passage in found if least is None or passage.score >= least]
-        return tuple(found)
+        first: dict[str, Passage] = {}
+        for passage in found:  # an id stands for one passage, in a reply and where it is stored
+            first.setdefault(passage.id, passage)
+        return tuple(first.values())
 
     def _passage(self, hit: Any, rank: int) -> Passage | None:
         """Return one hit, None where it has no text or lacks the score that it should have."""
@@ -198,16 +202,18 @@ class HttpRetriever:
         score = 1 / (1 + rank) if "score" not in self._search.fields else got["score"]
         if not text or not _is_number(score):
             return None
-        title, link = _words(got.get("title")), _words(got.get("url"))
+        title, section = (_words(got.get(name))[:_MAX_TITLE] for name in ("title", "section"))
+        link, told = _words(got.get("url")), _words(got.get("id"))
         # A link is shown to be followed, so it is one of the web or none.
-        source = link if re.match(r"https?://[^\s]+\Z", link) else self._search.name
+        followed = len(link) <= _MAX_NAME and re.match(r"https?://[^\s]+\Z", link)
+        source = link if followed else self._search.name
         key = hashlib.sha256("\0".join((source, title, text)).encode("utf-8", "replace")).hexdigest()[:20]
         return Passage(
-            id=_words(got.get("id")) or key,
+            id=told if 0 < len(told) <= _MAX_NAME else key,
             text=text,
             title=title,
             source=source,
-            section=_words(got.get("section")),
+            section=section,
             end=len(text),
             score=float(score),
         )
@@ -233,7 +239,7 @@ def _words(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
 def _no_constant(word: str) -> Any:

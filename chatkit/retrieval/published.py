@@ -12,16 +12,23 @@ from chatkit.retrieval.wikipedia import INDEX, PARQUET
 
 _AGAIN = "get it again with: chatkit prepare-index --recipe openchatkit"
 FILE = "openchatkit.json"
+# Beside the versions: what each source was when it was first received.
+LOCK = "openchatkit.lock.json"
 FILES = (INDEX, PARQUET)
 _FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedFile:
-    """One file as it was received."""
+    """One file as it was received.
+
+    Attributes:
+        mtime_ns: modification time of the file that it was copied from; 0 for one of the hub.
+    """
 
     bytes: int
     sha256: str
+    mtime_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,52 @@ class Published:
             if actual != file.bytes:
                 state = "is missing" if actual is None else f"has {actual} bytes, expected {file.bytes}"
                 raise BrokenIndex(f"{str(path)!r} {state}; {_AGAIN}")
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """What a source was when it was first received; it is expected to be that ever after.
+
+    Attributes:
+        sha256: hash of each file by its name.
+    """
+
+    commit: str
+    sha256: Mapping[str, str]
+
+
+def read_locks(index: Path) -> dict[str, Locked]:
+    """Return what was received for an index, by source.
+
+    Args:
+        index: the folder of all its versions.
+
+    Raises:
+        BrokenIndex: the lock file cannot be read.
+    """
+    file = index / LOCK
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+        locks = {source: Locked(str(row["commit"]), dict(row["sha256"])) for source, row in table.items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BrokenIndex(
+            f"{str(file)!r}, which says what was received first, cannot be read ({error}); restore it, or remove it to "
+            "trust what the hub has now"
+        ) from error
+    return locks
+
+
+def write_lock(index: Path, source: str, lock: Locked) -> None:
+    """Write down what a source was, beside what is known of others; whole or not at all."""
+    locks = read_locks(index) | {source: lock}
+    fresh = index / f".{LOCK}.{os.getpid()}"
+    with fresh.open("w", encoding="utf-8") as out:
+        json.dump({name: asdict(each) for name, each in locks.items()}, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    fresh.replace(index / LOCK)
 
 
 def is_published(folder: Path) -> bool:

@@ -52,6 +52,19 @@ class ListedVectors:
         return vectors
 
 
+def require_faiss() -> Any:
+    """Return the library.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise MissingExtra("faiss", "cpu") from error
+    return faiss
+
+
 def open_faiss(file: Path) -> Any:
     """Open a Faiss index with its vectors mapped, so that processes share them and none holds them all.
 
@@ -59,10 +72,7 @@ def open_faiss(file: Path) -> Any:
         BrokenIndex: Faiss cannot read it.
         MissingExtra: faiss is not installed.
     """
-    try:
-        import faiss
-    except ModuleNotFoundError as error:
-        raise MissingExtra("faiss", "cpu") from error
+    faiss = require_faiss()
     try:
         return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
@@ -82,19 +92,38 @@ def stored_vectors(index: Any, file: Path, sidecar: Path) -> StoredVectors | Lis
     """
     import faiss
 
+    ivf = faiss.try_extract_index_ivf(index)
+    refined = isinstance(index, faiss.IndexRefine)  # asks its second, finer index
+    if ivf is not None and not refined and isinstance(faiss.downcast_index(ivf), faiss.IndexIVFFastScan):
+        return None  # Faiss 1.15 ends the process when it is asked for one of their vectors
     try:
         index.reconstruct(0)
         return StoredVectors(index)
     except RuntimeError:
         pass
+    if ivf is None or refined:
+        return None
     try:
-        ivf = faiss.extract_index_ivf(index)
         made = _places(ivf, int(index.ntotal), file, sidecar)
         listed = ListedVectors(index, made)
         listed.of(0, 0)
     except RuntimeError:
         return None
     return listed
+
+
+def coded(index: Any, vectors: Vectors) -> Vectors | None:
+    """Return (n, dim) vectors as the index would hold them, None where it does not say how it rounds."""
+    import faiss
+
+    holder = index
+    while isinstance(holder, faiss.IndexHNSW | faiss.IndexNSG | faiss.IndexRefine):
+        inner = holder.refine_index if isinstance(holder, faiss.IndexRefine) else holder.storage
+        holder = faiss.downcast_index(inner)
+    try:
+        return np.asarray(holder.sa_decode(holder.sa_encode(np.ascontiguousarray(vectors))), np.float32)
+    except RuntimeError:
+        return None
 
 
 def _places(ivf: Any, rows: int, file: Path, sidecar: Path) -> NDArray[np.uint64]:

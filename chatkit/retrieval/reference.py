@@ -6,7 +6,7 @@ from typing import Any
 
 from chatkit.errors import MissingExtra, ModelError
 from chatkit.retrieval.checkpoint import WEIGHTS, Checkpoint
-from chatkit.retrieval.traits import Dense, broken
+from chatkit.retrieval.traits import Dense, broken, own_code, read_json
 
 
 def torch_module(checkpoint: Checkpoint) -> tuple[Any, Any]:
@@ -24,9 +24,11 @@ def torch_module(checkpoint: Checkpoint) -> tuple[Any, Any]:
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "torch", "torch") from error
     _require_readable(checkpoint.folder / WEIGHTS)
+    _require_known(transformers, checkpoint.folder)
     folder = str(checkpoint.folder)
     # Half-precision weights are computed in float32 too: the reference is exact, and CPUs are slower in float16.
-    how: dict[str, Any] = {"local_files_only": True, "dtype": torch.float32}
+    # Code that lies beside weights is never run, nor is anybody asked whether it may be.
+    how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "dtype": torch.float32}
     if checkpoint.traits.windowed:
         # Padding far from any text sees nothing in its window, which the fused attention makes NaN of.
         how["attn_implementation"] = "eager"
@@ -112,6 +114,13 @@ def quietly(load: Callable[[], Any]) -> Any:
         notices.set_verbosity(level)
         if bars:
             notices.enable_progress_bar()
+
+
+def _require_known(transformers: Any, folder: Path) -> None:
+    """Refuse a model that brings Python code in the place of an architecture that transformers has."""
+    config = read_json(folder / "config.json")
+    if "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING:
+        raise own_code(folder)
 
 
 def _require_readable(weights: Path) -> None:

@@ -14,11 +14,12 @@ from chatkit.retrieval.traits import broken
 Batch = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def load_tokenizer(file: Path, *, cut: int = 0) -> Any:
+def load_tokenizer(file: Path, *, cut: int = 0, lower: bool = False) -> Any:
     """Return the tokenizer in `file`, without padding.
 
     Args:
         cut: tokens of a text that are kept, special ones included; 0 keeps all.
+        lower: put texts in lower case first.
 
     Raises:
         BrokenModel: it cannot be read.
@@ -29,6 +30,9 @@ def load_tokenizer(file: Path, *, cut: int = 0) -> Any:
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception for a file it cannot parse
         raise broken(file, f"is no tokenizer ({error})") from error
+    if lower:
+        after = [tokenizer.normalizer] if tokenizer.normalizer is not None else []
+        tokenizer.normalizer = tokenizers.normalizers.Sequence([tokenizers.normalizers.Lowercase(), *after])
     tokenizer.no_padding()
     if cut:
         tokenizer.enable_truncation(cut)

@@ -23,6 +23,8 @@ _OLD_NAMES: Mapping[str, str] = {
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 # Their position embeddings start after the padding id, so that many fewer tokens fit than there are positions.
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+# What parts there may be, each after those before it.
+_ORDER = ("Transformer", "Pooling", "Dense", "Normalize")
 # Of a model that has no longest length at all. Tokens.
 _ANY_LENGTH = 512
 
@@ -73,6 +75,7 @@ class Traits:
         vocabulary: number of token ids.
         dense: layers after the pooling, in order.
         windowed: some of its layers see only tokens nearby.
+        lower: texts are put in lower case before the tokenizer sees them.
     """
 
     transformer: Path
@@ -86,6 +89,7 @@ class Traits:
     passage_prefix: str
     dense: tuple[Dense, ...] = ()
     windowed: bool = False
+    lower: bool = False
 
     @property
     def normalised(self) -> bool:
@@ -127,6 +131,7 @@ def read_traits(folder: Path, told: Told | None = None) -> Traits:
         passage_prefix=passage if told.passage_prefix == "auto" else told.passage_prefix,
         dense=dense,
         windowed=bool(config.get("local_attention") or config.get("sliding_window")),
+        lower=_read_if_there(transformer / "sentence_bert_config.json").get("do_lower_case") is True,
     )
 
 
@@ -160,7 +165,7 @@ def _modules(folder: Path) -> dict[str, list[str]]:
     """Return the paths of the parts by their kind; of a plain transformer, those that lie there by their usual names.
 
     Raises:
-        ModelError: there is a part of another kind.
+        ModelError: there is a part of another kind, or in another order.
     """
     file = folder / "modules.json"
     if not file.is_file():
@@ -175,26 +180,32 @@ def _modules(folder: Path) -> dict[str, list[str]]:
         if ".." in Path(path).parts or Path(path).is_absolute():
             raise broken(file, f"names the path {path!r}, expected one inside the folder")
         found.setdefault(kind, []).append(path)
-    other = found.keys() - {"Transformer", "Pooling", "Dense", "Normalize", "Dropout"}
-    if other or "Transformer" not in found:
+    kinds = [kind for kind, _ in rows if kind != "Dropout"]
+    if "Transformer" not in found or kinds != [kind for kind in _ORDER for _ in range(kinds.count(kind))]:
         raise ModelError(
-            f"{str(file)!r} asks for {[kind for kind, _ in rows]}, expected Transformer, Pooling, Dense and Normalize; "
-            "choose another model with --encoder"
+            f"{str(file)!r} asks for {[kind for kind, _ in rows]}, expected Transformer, Pooling, Dense and Normalize "
+            "in this order; choose another model with --encoder"
         )
     return found
 
 
 def _require_encoder(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse what `AutoModel` would not load as one stack of layers over the tokens, or only with code of its own."""
-    problem = ""
     if config.get("is_encoder_decoder"):
-        problem = "is an encoder and a decoder"
-    elif "auto_map" in config and not config.get("model_type"):
-        problem = "needs Python code of its own"
-    if problem:
-        raise ModelError(
-            f"the model in {str(folder)!r} {problem}, which is not supported; choose another model with --encoder"
-        )
+        raise _unsupported(folder, "is an encoder and a decoder")
+    if "auto_map" in config and not config.get("model_type"):
+        raise own_code(folder)
+
+
+def own_code(folder: Path) -> ModelError:
+    """Return the error for a model that cannot be loaded without running code that came with it."""
+    return _unsupported(folder, "needs Python code of its own")
+
+
+def _unsupported(folder: Path, problem: str) -> ModelError:
+    return ModelError(
+        f"the model in {str(folder)!r} {problem}, which is not supported; choose another model with --encoder"
+    )
 
 
 def _pooling(folder: Path, modules: Mapping[str, list[str]]) -> Pooling:

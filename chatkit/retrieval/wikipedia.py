@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest, NotFound
 from chatkit.protocols import Encoder
-from chatkit.retrieval.reconstruction import open_faiss, stored_vectors
+from chatkit.retrieval.reconstruction import coded, open_faiss, stored_vectors
 from chatkit.retrieval.sidecar import Row, open_sidecar
 from chatkit.types import Passage
 
@@ -30,10 +30,14 @@ INDEX, PARQUET = "knn.index", "wikipedia-en-sentences.parquet"
 K, W, W_TH = 1, 5, 0.5
 _MOST_NEIGHBOURS = 100
 # Rows that are encoded at opening and compared with what the index holds for them.
-_PROBES = 4
-# Mean cosine of the probes from which on stored vectors stand for encoded ones, and under which the index was made with
-# another encoder. Between them it is too coarsely quantised to compare neighbours by.
-_FAITHFUL, _RELATED = 0.95, 0.6
+_PROBES = 16
+# Rows that are looked at for one with words in it, in the place of a probe without.
+_BLANKS = 64
+# Mean cosine to the encoder's own vectors from which on stored ones stand for them. An index made with this encoder
+# gives as much, or, where it rounds vectors, this share of what its own rounding leaves of them.
+_FAITHFUL = 0.95
+# Share of the probes that have to find their own row, among the nearest, where an index gives no vectors back.
+_FINDING, _NEAREST = 0.5, 10
 _THREADS = 2
 
 Vectors = NDArray[np.float32]
@@ -190,23 +194,26 @@ class WikipediaIndex:
 
     def _compared(self) -> Literal["stored", "encoder"]:
         """Encode a few rows, compare them with what is stored, and return what neighbours are compared by."""
-        if self._stored is None:
-            _log.warning("%s does not give its vectors back: neighbours are encoded at every search", INDEX)
-            return "encoder"
-        rows = [len(self) * at // _PROBES for at in range(_PROBES)]
-        texts = [self._texts.read(row, row)[0].text for row in rows]
+        rows = self._probes()
         prefix = getattr(self._encoder, "passage_prefix", "")
-        probes = [(row, prefix + text) for row, text in zip(rows, texts, strict=True) if text.strip()]
-        made = self._encoded([text for _, text in probes])
-        held = np.concatenate([self._stored.of(row, row) for row, _ in probes])
-        agreement = float(np.mean([_cosines(a[None], b)[0] for a, b in zip(made, held, strict=True)]))
-        if agreement >= _FAITHFUL:
+        made = self._encoded([prefix + self._texts.read(row, row)[0].text for row in rows])
+        if self._stored is None:
+            self._require_found(rows, made)
+            return "encoder"
+        if not rows:
+            _log.warning("%s was not compared with the encoder: the rows that were looked at are blank", INDEX)
             return "stored"
-        if agreement < _RELATED:
+        held = np.concatenate([self._stored.of(row, row) for row in rows])
+        agreement = _agreement(held, made)
+        rounded = coded(self._index, made)
+        expected = _FAITHFUL * (1.0 if rounded is None else min(1.0, _agreement(rounded, made)))
+        if agreement < expected:
             raise IndexMismatch(
                 f"{INDEX!r} was built with another encoder: its vectors have a mean cosine of {agreement:.2f} to those "
-                f"that this one makes of the same texts, expected {_FAITHFUL} or more"
+                f"that this one makes of the same texts, expected {expected:.2f} or more"
             )
+        if agreement >= _FAITHFUL:
+            return "stored"
         _log.warning(
             "%s holds its vectors too coarsely (mean cosine %.2f): neighbours are encoded at every search",
             INDEX,
@@ -214,6 +221,32 @@ class WikipediaIndex:
         )
         self._stored = None
         return "encoder"
+
+    def _probes(self) -> list[int]:
+        """Return rows from all over the file that have words."""
+        starts = sorted({len(self) * at // _PROBES for at in range(_PROBES)})
+        found = set()
+        for start in starts:
+            texts = self._texts.read(start, min(start + _BLANKS, len(self)) - 1)
+            found.update([start + at for at, row in enumerate(texts) if row.text.strip()][:1])
+        return sorted(found)
+
+    def _require_found(self, rows: list[int], made: Vectors) -> None:
+        """Check by searching that the encoder fits an index that gives no vectors back."""
+        k = max(1, min(_NEAREST, len(self) // 20))
+        found = [row in self._nearest(vector[None], k) for row, vector in zip(rows, made, strict=True)]
+        if rows and sum(found) < _FINDING * len(found):
+            raise IndexMismatch(
+                f"{INDEX!r} was built with another encoder: of {len(found)} texts that this one encoded only "
+                f"{sum(found)} found their own row among the nearest {k}, expected half of them or more"
+            )
+        _log.warning(
+            "%s does not give its vectors back: neighbours are encoded at every search, and that it was built with "
+            "this encoder was checked by searching alone (%d of %d texts found their own row)",
+            INDEX,
+            sum(found),
+            len(found),
+        )
 
 
 class WikipediaRetriever:
@@ -302,6 +335,11 @@ def _cosines(vectors: Vectors, centre: Vectors) -> Vectors:
     """Return the cosine of each of (n, dim) vectors to one; 0 for a vector of zeros."""
     norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(centre)
     return np.asarray(vectors @ centre / np.where(norms > 0, norms, 1), np.float32)
+
+
+def _agreement(held: Vectors, made: Vectors) -> float:
+    """Return the mean cosine of vectors to those of the same rows."""
+    return float(np.mean([_cosines(a[None], b)[0] for a, b in zip(held, made, strict=True)]))
 
 
 def _require_rows(folder: Path, index: Any, rows: int) -> None:

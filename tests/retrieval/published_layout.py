@@ -38,6 +38,19 @@ def vectors_of(texts) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
+class RelatedEncoder(WordEncoder):
+    """Vectors at a cosine to those of `WordEncoder`, in a direction that depends on the text."""
+
+    def __init__(self, cosine) -> None:
+        super().__init__()
+        self.cosine = cosine
+
+    async def encode(self, texts):
+        own = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(DIM) for text in texts]
+        apart = np.sqrt(1 - self.cosine**2) * np.stack([row / np.linalg.norm(row) for row in own])
+        return (self.cosine * vectors_of(texts) + apart).astype(np.float32)
+
+
 # Articles in rows: within a run the rows share words, so that they are near each other.
 ARTICLES = {
     "Lighthouses": [

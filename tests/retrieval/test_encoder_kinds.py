@@ -1,6 +1,8 @@
 """Encoders of other kinds than the default one: every pooling, architecture and layout, against plain torch."""
 
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -227,6 +229,8 @@ def test_texts_are_cut_where_the_model_was_tuned_to(plain, config, tuned, expect
         ({"pooling": {"pooling_mode": ["mean", "cls"]}}, "'mean', 'cls'"),
         ({"pooling": {"pooling_mode": "mean", "include_prompt": False}}, "without the prompt"),
         ({"modules": ["Transformer", "Pooling", "LSTM"]}, "LSTM"),
+        ({"modules": ["LSTM", "Transformer", "Pooling"]}, "LSTM"),
+        ({"modules": ["Transformer", "Pooling", "Normalize", "Dense"]}, "in this order"),
         ({"modules": None, "said": {"similarity_fn_name": "euclidean"}}, "euclidean"),
         ({"is_encoder_decoder": True}, "an encoder and a decoder"),
     ],
@@ -257,6 +261,63 @@ def test_pooling_and_length_change_the_fingerprint_and_prefixes_do_not(tmp_path)
     found = [read_checkpoint(tmp_path / "tiny", told=each).fingerprint for each in told]
     assert found[0] == found[1]
     assert len({*found}) == 3
+
+
+def test_equal_weights_under_another_configuration_or_in_lower_case_are_another_encoder(tmp_path):
+    make_encoder(tmp_path / "tiny", pooling="mean")
+    file = tmp_path / "tiny" / "config.json"
+    config = json.loads(file.read_text())
+    found = []
+    for change in ({}, {"_name_or_path": "x", "transformers_version": "0"}, {"num_attention_heads": 2}):
+        file.write_text(json.dumps(config | change))
+        found.append(read_checkpoint(tmp_path / "tiny").fingerprint)
+    write_json(tmp_path / "tiny" / "sentence_bert_config.json", {"do_lower_case": True})
+    assert found[0] == found[1]
+    assert len({*found, read_checkpoint(tmp_path / "tiny").fingerprint}) == 3
+
+
+def test_other_weights_of_the_same_size_and_time_are_hashed_again(tmp_path):
+    make_encoder(tmp_path / "tiny")
+    weights = tmp_path / "tiny" / "model.safetensors"
+    os.utime(weights, (1, 1))
+    first = read_checkpoint(tmp_path / "tiny")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    os.utime(weights, (1, 1))
+    again = read_checkpoint(tmp_path / "tiny")
+    assert again.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest() != first.weights_sha256
+    assert again.fingerprint != first.fingerprint
+
+
+def test_texts_are_put_in_lower_case_where_the_files_ask_for_it(tmp_path):
+    model = make_encoder(tmp_path / "tiny", pooling="mean")
+    write_json(tmp_path / "tiny" / "sentence_bert_config.json", {"do_lower_case": True})
+    encoder = open_encoder(tmp_path / "tiny", backend="torch", precision="exact")
+    assert cosines(encoder.encode_now(["W1 w2 W3"]), reference(model, ["w1 w2 w3"], "mean")).min() > 0.99999
+    encoder.close()
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_python_code_beside_the_weights_is_neither_run_nor_asked_about(tmp_path, monkeypatch, backend):
+    make_encoder(tmp_path / "tiny", pooling="mean")
+    file, ran = tmp_path / "tiny" / "config.json", tmp_path / "ran"
+    own = {"model_type": "mystery", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (tmp_path / "tiny" / "evil.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\nfrom transformers import BertConfig as Config, BertModel as Model\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *asked: "y")
+    with pytest.raises(ModelError, match="needs Python code of its own, which is not supported"):
+        open_encoder(tmp_path / "tiny", backend=backend)
+    assert not ran.exists()
+
+
+def test_an_architecture_that_is_known_is_loaded_without_the_code_beside_it(tmp_path):
+    model = make_encoder(tmp_path / "tiny", pooling="mean")
+    file = tmp_path / "tiny" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"auto_map": {"AutoModel": "evil.Model"}}))
+    (tmp_path / "tiny" / "evil.py").write_text("raise SystemExit\n")
+    _, vectors = opened(tmp_path / "tiny", backend="torch")
+    assert cosines(vectors, reference(model, TEXTS, "mean")).min() > 0.99999
 
 
 def test_a_failed_pass_among_several_reaches_the_caller_and_the_next_call_works(tmp_path, monkeypatch):

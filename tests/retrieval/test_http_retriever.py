@@ -94,6 +94,17 @@ def test_a_blank_query_asks_nobody_and_other_names_and_filters_are_refused(api) 
     assert len(api.seen) == 1
 
 
+def test_numbers_without_end_long_names_and_repeats_are_no_trouble(api) -> None:
+    def hit(name, score, title="T"):
+        return {"_id": name, "_score": score, "_source": {"name": title, "body": [f"Text {score!s:.9}."], "link": ""}}
+
+    hits = [hit("a", 2), hit(10**400, 3), hit("huge", 10**400), hit("a", 5, "x" * 3_000_000), hit("i" * 9_999, 4)]
+    api.reply = lambda path, body: (200, {}, json.dumps({"hits": {"hits": hits}}).encode())
+    best, long, unnamed = ask(search_of(api))
+    assert (best.id, best.score, len(best.title)) == ("a", 5.0, 500)
+    assert [(each.score, len(each.id)) for each in (long, unnamed)] == [(4.0, 20), (3.0, 20)]
+
+
 WRONG = {
     "an error": ((503, {}, b"{}"), "answered with status 503, expected 200"),
     "a redirect to a private host": ((302, {"Location": "http://169.254.169.254/"}, b""), "cannot be asked now"),

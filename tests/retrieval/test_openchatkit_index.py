@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from chatkit.cli import group
-from chatkit.errors import BrokenIndex, BrokenModel, InvalidRequest, ModelError, Offline, Unavailable
+from chatkit.errors import BrokenIndex, BrokenModel, InvalidRequest, MissingExtra, ModelError, Offline, Unavailable
+from chatkit.models import cache
 from chatkit.openchatkit_index import REPOSITORY, Wanted, prepare_openchatkit
-from chatkit.retrieval import catalogue
+from chatkit.retrieval import catalogue, wikipedia
 from chatkit.retrieval.index import SearchOptions
 from chatkit.retrieval.live import LiveIndexes
 from chatkit.retrieval.opening import open_index
@@ -25,7 +27,7 @@ from tests.models.loopback import COMMIT, LoopbackAnswer, LoopbackHub
 from tests.retrieval.published_layout import ARTICLES, WordEncoder, write_layout
 
 NAME = "org/wiki"
-INDEX, PARQUET = "knn.index", "wikipedia-en-sentences.parquet"
+INDEX, PARQUET = FILES = "knn.index", "wikipedia-en-sentences.parquet"
 OPTIONS = {"repository": NAME, "encoder": ""}
 
 
@@ -222,7 +224,6 @@ def test_a_copy_that_is_here_is_taken_without_the_network(settings, tmp_path, mo
     folder = write_layout(tmp_path / "mine")
     made = prepare(settings, folder=str(folder))
     assert (made.commit, made.rows) == ("", 9)
-    assert (made.folder / PARQUET).stat().st_ino == (folder / PARQUET).stat().st_ino
     assert prepare(settings, folder=str(folder)).up_to_date
     with pytest.raises(BrokenModel, match="expected 0000"):
         prepare(settings, folder=str(folder), sha256={INDEX: "0" * 64})
@@ -263,12 +264,84 @@ def test_a_service_answers_from_it_beside_its_own_and_lists_it(settings, tmp_pat
     assert "is missing; get it again with: chatkit prepare-index --recipe openchatkit" in row.problem
 
 
+def test_a_step_that_fails_after_the_download_keeps_it(hub, settings, monkeypatch) -> None:
+    def fails(folder, tell):
+        raise MissingExtra("faiss", "cpu")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wikipedia, "lay_out", fails)
+        with pytest.raises(MissingExtra):
+            prepare(settings)
+    hub.seen = []
+    assert prepare(settings).rows == 9
+    assert hub.downloads(PARQUET) == hub.downloads(INDEX) == 0
+
+
+def test_what_is_missing_later_is_missed_before_the_download(hub, files, settings, monkeypatch) -> None:
+    size = len(files[INDEX]) + len(files[PARQUET])
+    with monkeypatch.context() as patch:  # room for both files, and none for the texts beside them
+        patch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=size + 1000))
+        with pytest.raises(ModelError, match=f"no room in .* needs {size + len(files[PARQUET])} bytes"):
+            prepare(settings)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(MissingExtra, match="faiss"):
+        prepare(settings)
+    assert hub.downloads(PARQUET) == hub.downloads(INDEX) == 0
+
+
+def test_what_was_received_first_is_expected_ever_after(hub, settings, tmp_path) -> None:
+    first = prepare(settings)
+    lock = settings.indexes / "wikipedia" / "openchatkit.lock.json"
+    source = f"hf:datasets/{NAME}@main"
+    assert json.loads(lock.read_text()) == {source: {"commit": COMMIT, "sha256": first.sha256}}
+    # The hub now says that other content has this commit: its own hashes fit, those of the lock do not.
+    other = write_layout(tmp_path / "other", [("One row.", 0, "A")])
+    hub.files = {name: (other / name).read_bytes() for name in FILES}
+    hub.seen = []
+    with pytest.raises(BrokenModel, match=f"SHA-256 .*expected {first.sha256[INDEX]}"):
+        prepare_openchatkit(settings, OPTIONS, force=True)
+    assert hub.seen[0][0].startswith(f"/api/datasets/{NAME}/revision/{COMMIT}")
+    assert prepare(settings).up_to_date
+    # A recipe that says itself what it has to be goes before the lock, which is written anew.
+    stated = {name: hashlib.sha256(content).hexdigest() for name, content in hub.files.items()}
+    assert prepare(settings, sha256=stated).rows == 1
+    assert json.loads(lock.read_text())[source]["sha256"] == stated
+    lock.write_text("{")
+    with pytest.raises(BrokenIndex, match=r"lock\.json', which says what was received first, cannot be read"):
+        prepare_openchatkit(settings, OPTIONS, force=True)
+    lock.unlink()
+    assert prepare_openchatkit(settings, OPTIONS, force=True).rows == 1
+
+
+def test_a_folder_is_copied_and_taken_again_when_it_changes(settings, tmp_path) -> None:
+    folder = write_layout(tmp_path / "mine")
+    first = prepare(settings, folder=str(folder))
+    held = (first.folder / INDEX).read_bytes()
+    with (folder / INDEX).open("r+b") as stream:
+        stream.write(b"B" * 8)
+    assert (first.folder / INDEX).read_bytes() == held
+    write_layout(folder, [("One row.", 0, "A")])
+    assert prepare(settings, folder=str(folder)).rows == 1
+    assert prepare(settings, folder=str(folder)).up_to_date
+
+
+def test_a_folder_of_links_as_a_hubs_cache_has_them_is_taken(settings, tmp_path) -> None:
+    folder = write_layout(tmp_path / "blobs")
+    (tmp_path / "snapshot").mkdir()
+    for name in FILES:
+        (tmp_path / "snapshot" / name).symlink_to(f"../blobs/{name}")
+    made = prepare(settings, folder=str(tmp_path / "snapshot"))
+    assert not (made.folder / INDEX).is_symlink()
+    assert (made.folder / INDEX).read_bytes() == (folder / INDEX).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"sha256": {"knn.indx": "0" * 64}}, "expected a table of the file names knn.index"),
         ({"mirror": "x"}, "openchatkit has 'mirror', expected only repository, revision"),
         ({"revision": 3}, "openchatkit.revision is 3, expected a text"),
-        ({"sha256": {"knn.index": "abc"}}, "expected a table of file names and their 64"),
+        ({"sha256": {"knn.index": "abc"}}, "expected a table of the file names"),
         ({"repository": "no-slash"}, "expected ORG/NAME"),
         ({"repository": "../.."}, "expected ORG/NAME"),
         ({"revision": "a/../b"}, "expected ORG/NAME and a commit"),

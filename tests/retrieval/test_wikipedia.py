@@ -14,7 +14,15 @@ from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest,
 from chatkit.retrieval import sidecar, wikipedia
 from chatkit.retrieval.sidecar import open_sidecar
 from chatkit.retrieval.wikipedia import INDEX, PARQUET, WikipediaIndex, WikipediaRetriever, lay_out
-from tests.retrieval.published_layout import ARTICLES, DIM, WordEncoder, rows_of, vectors_of, write_layout
+from tests.retrieval.published_layout import (
+    ARTICLES,
+    DIM,
+    RelatedEncoder,
+    WordEncoder,
+    rows_of,
+    vectors_of,
+    write_layout,
+)
 
 LAMP = "lighthouse lamp cape gas"
 
@@ -119,16 +127,17 @@ def test_stored_vectors_are_found_in_every_kind_of_index(open_, tmp_path, kind, 
     assert again.search("alpha piece 7") == index.search("alpha piece 7")
 
 
+COARSE = "PCA16,Flat"
+
+
 @pytest.mark.parametrize("why", ["too coarse", "not at all"])
 def test_where_vectors_cannot_be_given_back_neighbours_are_encoded(open_, caplog, monkeypatch, why) -> None:
     rows, encoder = many_rows(), WordEncoder()
     exact = open_(rows=rows).search("beta piece 30 of it", w_th=0.6)
-    if why == "too coarse":
-        monkeypatch.setattr(wikipedia, "_FAITHFUL", 1.1)
-    else:
+    if why == "not at all":
         monkeypatch.setattr(wikipedia, "stored_vectors", lambda *arguments: None)
     with caplog.at_level(logging.WARNING):
-        index = open_(rows=rows, encoder=encoder)
+        index = open_(rows=rows, encoder=encoder, kind="Flat" if why == "not at all" else COARSE)
     assert index.neighbours == "encoder"
     assert "neighbours are encoded at every search" in caplog.text
     encoder.texts.clear()
@@ -150,6 +159,35 @@ def test_an_index_of_another_encoder_is_refused(tmp_path) -> None:
         WikipediaIndex(folder, Other())
     with pytest.raises(IndexMismatch, match=f"vectors of length {DIM}, but the encoder makes 768"):
         WikipediaIndex(folder, Longer())
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW8,SQ8", "IVF4,SQ8", COARSE])
+def test_an_encoder_that_is_only_related_is_refused_as_well(open_, tmp_path, kind) -> None:
+    folder = write_layout(tmp_path / "w", many_rows(), kind=kind)
+    for cosine in (0.9, 0.7):
+        with pytest.raises(IndexMismatch, match="was built with another encoder"):
+            WikipediaIndex(folder, RelatedEncoder(cosine))
+    open_(folder, RelatedEncoder(0.995))
+
+
+@pytest.mark.parametrize("kind", ["IVF4,PQ8x4fs", "IVF4,PQ8x4fsr"])
+def test_lists_for_fast_scans_are_searched_and_never_asked_for_vectors(open_, tmp_path, caplog, kind) -> None:
+    # Faiss ends the process when such a list is asked for a vector.
+    folder = write_layout(tmp_path / "w", many_rows(), kind=kind)
+    with caplog.at_level(logging.WARNING):
+        index = open_(folder)
+    assert index.neighbours == "encoder"
+    assert "checked by searching alone (16 of 16 texts found their own row)" in caplog.text
+    assert index.search("beta piece 30 of it 210.", w=0) == ["beta piece 30 of it 210."]
+    with pytest.raises(IndexMismatch, match=r"of 16 texts .* only \d found their own row among the nearest 10"):
+        WikipediaIndex(folder, RelatedEncoder(0.0))
+
+
+def test_blank_rows_are_no_probes(open_, caplog) -> None:
+    rows = many_rows()
+    for at in range(0, 300, 2):
+        rows[at] = ("", *rows[at][1:])
+    assert open_(rows=rows).neighbours == "stored"
 
 
 def test_files_that_do_not_fit_are_refused_with_the_next_step(tmp_path) -> None:
