@@ -5,8 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests import ministack
+
+# A busy machine is no fault of a property; what hangs meets the time-out of the suite.
+settings.register_profile("chatkit", deadline=None)
+settings.load_profile("chatkit")
 
 # Read before any test changes the environment: where `chatkit models pull` put the default models.
 MODELS = Path(os.environ.get("CHATKIT_MODELS_DIR", "~/.chatkit/models")).expanduser()

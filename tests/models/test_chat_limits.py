@@ -179,7 +179,7 @@ async def test_a_cache_smaller_than_the_context_shortens_it_and_sessions_take_tu
         order.append(session)
 
     await asyncio.gather(*(ask("a") for _ in range(12)), ask("b"))
-    assert order.index("b") < 6
+    assert order.index("b") < 9  # without turns it would be the last, 12
     await model.close()
 
 
