@@ -110,7 +110,7 @@ def test_bad_files_are_listed_and_the_rest_is_built(corpus, build):
     report = build()
     assert report.documents == 3
     reasons = {entry.source: entry.reason for entry in report.skipped}
-    assert set(reasons) == {"corpus/latin.md", "corpus/empty.txt", "corpus/headings.md"}
+    assert set(reasons) == {"corpus/latin.md", "corpus/empty.txt", "corpus/headings.md", "corpus/unreadable.md"}
     assert "not UTF-8" in reasons["corpus/latin.md"]
     assert "empty" in reasons["corpus/empty.txt"]
     assert "headings only" in reasons["corpus/headings.md"]
