@@ -116,8 +116,9 @@ def coded(index: Any, vectors: Vectors) -> Vectors | None:
     """Return (n, dim) vectors as the index would hold them, None where it does not say how it rounds."""
     import faiss
 
-    holder = index
-    while isinstance(holder, faiss.IndexHNSW | faiss.IndexNSG | faiss.IndexRefine):
+    holder: Any = index
+    over_others: Any = (faiss.IndexHNSW, faiss.IndexNSG, faiss.IndexRefine)
+    while isinstance(holder, over_others):
         inner = holder.refine_index if isinstance(holder, faiss.IndexRefine) else holder.storage
         holder = faiss.downcast_index(inner)
     try:
