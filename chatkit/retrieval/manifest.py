@@ -110,7 +110,7 @@ class Manifest:
     Attributes:
         lexical: None where there is no lexical index.
         duplicates: chunks left out because their words are in the index already.
-        near_duplicates: chunks left out because they differ from one in the index by a few words.
+        near_duplicates: chunks left out that differ from one in the index in spelling or markup only.
         skipped: how many sources were left out; `sources.parquet` has the reasons.
         sources_sha256: of every source's name and content, in order.
         built_at: UTC, ISO 8601.

@@ -118,9 +118,22 @@ def test_bad_files_are_listed_and_the_rest_is_built(corpus, build):
 
 
 def test_duplicates_are_dropped_and_counted(corpus, build):
-    (corpus / "zz-copy.txt").write_text((corpus / "notes.txt").read_text())
+    (corpus / "zz").mkdir()
+    (corpus / "zz" / "notes.txt").write_text((corpus / "notes.txt").read_text())
     report = build()
     assert (report.documents, report.passages, report.duplicates) == (4, 5, 1)
+
+
+def test_the_same_words_of_another_thing_are_kept_and_found_under_its_name(corpus, build, indexes, encoder):
+    for city in ("Berlin", "Paris"):
+        text = f"# {city} office\n\n## Opening hours\n\nThe office is open from nine to five.\n"
+        (corpus / f"{city.lower()}.md").write_text(text)
+    assert build().duplicates == 0
+    index = VectorIndex.open(indexes / "docs", encoder)
+    (hit,) = asyncio.run(index.search("When is the Paris office open?", k=1))
+    (filtered,) = asyncio.run(index.search("When is the office open?", k=1, where={"source": "*paris*"}))
+    index.close()
+    assert hit.title == filtered.title == "Paris office"
 
 
 def test_files_folders_and_patterns_name_each_file_once(corpus, build):
