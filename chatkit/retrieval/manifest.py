@@ -73,11 +73,13 @@ class VectorsEntry:
         kind: one of `kinds.KINDS`.
         factory: what Faiss calls it.
         search: parameters of a search: `ef`, `nprobe`, `k_factor`, as far as the kind has them.
+        recall: that they were chosen for, 0 to 1; 0 where that is not known.
     """
 
     kind: str
     factory: str
     search: Mapping[str, int] = field(default_factory=dict)
+    recall: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +260,7 @@ def _encoder(value: Any) -> EncoderEntry:
 
 
 def _vectors(value: Any) -> VectorsEntry:
-    row = _fields(value, "vectors", VectorsEntry)
+    row = _fields({"recall": 0.0, **_table(value, "vectors")}, "vectors", VectorsEntry)
     search = _table(row["search"], "search").items()
     if row["kind"] not in KINDS:
         raise ValueError(f"kind of vectors is {_shown(row['kind'])}, expected one of {', '.join(KINDS)}")
@@ -266,6 +268,7 @@ def _vectors(value: Any) -> VectorsEntry:
         row["kind"],
         _text(row["factory"], "factory of vectors"),
         {_text(name, "a parameter of search"): _count(each, "search") for name, each in search},
+        float(_number(row["recall"], "recall of vectors")),
     )
 
 

@@ -38,7 +38,13 @@ def test_a_passage_that_says_something_else_in_nearly_the_same_words_is_kept(wor
 
 @pytest.mark.parametrize(
     ("text", "other"),
-    [("set it to -5", "set it to 5"), ("n is .5", "n is 5"), ("C# is used", "C is used"), ("plan A", "plan"), ("5!", "5")],
+    [
+        ("set it to -5", "set it to 5"),
+        ("n is .5", "n is 5"),
+        ("C# is used", "C is used"),
+        ("plan A", "plan"),
+        ("5!", "5"),
+    ],
 )
 def test_signs_that_mean_something_count(text, other):
     assert near(text, other) == [False, False]
