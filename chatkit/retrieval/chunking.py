@@ -91,7 +91,10 @@ class Chunk:
 
     @property
     def id(self) -> str:
-        """Name document and text: stable across rebuilds, and when text elsewhere in the document changes."""
+        """Name document and text: stable across rebuilds, and when text elsewhere in the document changes.
+
+        A text that stands twice in a document has one name; where duplicates are kept, two passages then share it.
+        """
         return hashlib.sha256(f"{self.document}\0{self.text}".encode()).hexdigest()[:20]
 
     @property
