@@ -162,7 +162,10 @@ class _Job:
                 workplace.remove_others(self.index.folder, keep=place.folder)
                 return self._build(place, lambda stage: fill(stage, live))
             except Unavailable:
-                raise  # the encoder or a worker failed: the next build goes on from here, as it does from a full disk
+                raise  # the encoder or a worker failed: the next build goes on from here
+            except OSError:
+                place.shrink()
+                raise
             except ChatkitError:
                 place.remove()
                 raise

@@ -152,21 +152,6 @@ class Manifest:
         """`cosine` or `ip`."""
         return self.encoder.metric
 
-    def same_content(self, other: "Manifest") -> bool:
-        """Return whether both come from the same sources in the same way, however their vectors are stored."""
-
-        def made_of(manifest: Manifest) -> tuple[Any, ...]:
-            return (
-                manifest.format,
-                dataclasses.replace(manifest.encoder, name=""),
-                manifest.lexical,
-                manifest.chunker,
-                dict(manifest.chunking),
-                manifest.sources_sha256,
-            )
-
-        return made_of(self) == made_of(other)
-
     def write(self, folder: Path) -> None:
         """Write into `folder`, durably."""
         with (folder / FILE).open("w", encoding="utf-8") as stream:
