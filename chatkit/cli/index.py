@@ -79,7 +79,10 @@ def use(name: str, version: str, as_json: bool, config: str | None, flags: dict[
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 @setting_options("home", "keep_versions")
 def gc(name: str, as_json: bool, config: str | None, flags: dict[str, Any]) -> None:
-    """Remove old versions of an index, what killed builds left, and vectors that no kept version uses.
+    """Remove versions of an index, what killed builds left, and vectors that no kept version uses.
+
+    The live version stays, and the newest ones before it. Versions after the live one, from which `index use` went
+    back, are removed.
 
     \b
     chatkit index gc handbook

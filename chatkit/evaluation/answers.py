@@ -84,25 +84,25 @@ def eval_answers(settings: Settings, folder: Path, what: AnswerEval, progress: P
         InvalidRequest: no query has an answer and a judged document.
         ChatkitError: a part of the service cannot be opened, or a turn failed.
     """
-    data = read_set(folder)
-    asked = _chosen(data, what)
+    collection = read_set(folder)
+    asked = _chosen(collection, what)
     with tempfile.TemporaryDirectory(prefix="chatkit-eval-") as home:
         corpus = Path(home) / "corpus"
-        names = write_corpus(data, corpus)
+        names = write_corpus(collection, corpus)
         settings = replace(settings, home=Path(home), index=INDEX, store="memory", session_keys="")
         indexing.prepare_index(settings, indexing.Asked([str(corpus)]), name=INDEX, progress=None)
-        asyncio.run(_ask_all(settings, data, asked, what, progress or (lambda done, total: None)))
-    rows = [_row(one, data, {name: key for key, name in names.items()}) for one in asked]
+        asyncio.run(_ask_all(settings, collection, asked, what, progress or (lambda done, total: None)))
+    rows = [_row(one, collection, {name: key for key, name in names.items()}) for one in asked]
     return Report("eval answers", described(settings, folder, what), answer_figures(rows), rows)
 
 
-def _chosen(data: BeirSet, what: AnswerEval) -> list[_Asked]:
+def _chosen(collection: BeirSet, what: AnswerEval) -> list[_Asked]:
     """Return the queries with an answer and a judged document, and those marked as having no answer in the corpus."""
-    asked = [_Asked(query) for query in data.queries]
+    asked = [_Asked(query) for query in collection.queries]
     kept = [
         one
         for one in asked
-        if _unanswerable(one.query) or (one.answerable and one.query.answers and one.query.id in data.qrels)
+        if _unanswerable(one.query) or (one.answerable and one.query.answers and one.query.id in collection.qrels)
     ]
     kept = kept[: what.limit or None]
     if not any(one.answerable for one in kept):
@@ -114,11 +114,11 @@ def _unanswerable(query: Query) -> bool:
     return query.metadata.get("answerability") == "UNANSWERABLE"
 
 
-def write_corpus(data: BeirSet, folder: Path) -> dict[str, str]:
+def write_corpus(collection: BeirSet, folder: Path) -> dict[str, str]:
     """Write each document as a Markdown file with its title and return id → file name; ids may be no file names."""
     folder.mkdir(parents=True)
     names = {}
-    for number, one in enumerate(data.corpus.values()):
+    for number, one in enumerate(collection.corpus.values()):
         names[one.id] = f"{number:07}.md"
         title = f"# {' '.join(one.title.split())}\n\n" if one.title.strip() else ""
         (folder / names[one.id]).write_text(f"{title}{one.text}\n", encoding="utf-8")
@@ -128,25 +128,25 @@ def write_corpus(data: BeirSet, folder: Path) -> dict[str, str]:
 class _WithGold:
     """The index of the corpus, and for each query one that holds the passages judged relevant to it."""
 
-    def __init__(self, index: Retriever, data: BeirSet) -> None:
+    def __init__(self, index: Retriever, collection: BeirSet) -> None:
         self._index = index
-        self._data = data
+        self._collection = collection
 
     async def search(self, query: str, *, k: int, index: str | None = None, **more: Any) -> tuple[Passage, ...]:
         if index is None or not index.startswith(_GOLD):
             return await self._index.search(query, k=k, index=index, **more)
-        grades = self._data.qrels.get(index.removeprefix(_GOLD), {})
-        best = sorted((key for key in grades if key in self._data.corpus), key=lambda key: -grades[key])[:k]
-        return tuple(_gold_passage(self._data, key) for key in best)
+        grades = self._collection.qrels.get(index.removeprefix(_GOLD), {})
+        best = sorted((key for key in grades if key in self._collection.corpus), key=lambda key: -grades[key])[:k]
+        return tuple(_gold_passage(self._collection, key) for key in best)
 
 
-def _gold_passage(data: BeirSet, key: str) -> Passage:
-    one = data.corpus[key]
+def _gold_passage(collection: BeirSet, key: str) -> Passage:
+    one = collection.corpus[key]
     return Passage(one.id, one.text, one.title, one.id, end=len(one.text), score=1.0)
 
 
 async def _ask_all(
-    settings: Settings, data: BeirSet, asked: Sequence[_Asked], what: AnswerEval, progress: Progress
+    settings: Settings, collection: BeirSet, asked: Sequence[_Asked], what: AnswerEval, progress: Progress
 ) -> None:
     """Fill in the replies; `at_once` turns run beside each other, over the ways of all queries."""
     jobs = [(one, way) for one in asked for way in what.ways if one.answerable or way == "retrieved"]
@@ -155,7 +155,7 @@ async def _ask_all(
 
     def around(index: Retriever | None) -> Retriever:
         assert index is not None  # the settings name one
-        return _WithGold(index, data)
+        return _WithGold(index, collection)
 
     async def ask(service: OpenChatKitService, one: _Asked, way: str) -> None:
         nonlocal done
@@ -198,7 +198,7 @@ def _history(told: Iterable[Mapping[str, str]]) -> tuple[Message, ...] | None:
     return tuple(messages) or None
 
 
-def _row(one: _Asked, data: BeirSet, ids: Mapping[str, str]) -> dict[str, Any]:
+def _row(one: _Asked, collection: BeirSet, ids: Mapping[str, str]) -> dict[str, Any]:
     """Return what one query got."""
     query = one.query
     row: dict[str, Any] = {"id": query.id, "question": query.text, "answers": list(query.answers)}
@@ -214,7 +214,7 @@ def _row(one: _Asked, data: BeirSet, ids: Mapping[str, str]) -> dict[str, Any]:
     found = one.replies["retrieved"]
     row["sources"] = [ids.get(Path(passage.source).name, passage.source) for passage in found.passages]
     texts = [passage.text for passage in found.passages]
-    documents = [data.corpus[key].text for key in dict.fromkeys(row["sources"]) if key in data.corpus]
+    documents = [collection.corpus[key].text for key in dict.fromkeys(row["sources"]) if key in collection.corpus]
     row["copied"] = _most(answer_text.copied, found.text, texts)
     row["copied_document"] = _most(answer_text.copied, found.text, documents)
     row["quoted"] = _most(answer_text.quoted, found.text, texts)

@@ -60,17 +60,19 @@ class Built:
     fusion: FusionEntry
 
 
-def build(data: BeirSet, encoder: "SentenceEncoder", cache: Path | None, stack: ExitStack, progress: Progress) -> Built:
+def build(
+    collection: BeirSet, encoder: "SentenceEncoder", cache: Path | None, stack: ExitStack, progress: Progress
+) -> Built:
     """Encode and write the corpus; everything is closed and removed with `stack`.
 
     Args:
-        data: the set.
+        collection: the set.
         encoder: of the dense leg; its prefixes, metric and normalisation are used.
         cache: folder in which vectors are kept; None keeps none.
         stack: what is opened is closed with it.
         progress: called with what is done, how far, and of how many.
     """
-    documents = list(data.corpus.values())
+    documents = list(collection.corpus.values())
     texts = [text_of(one) for one in documents]
     stored = encoded(texts, encoder, cache, progress)
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chatkit-eval-")))

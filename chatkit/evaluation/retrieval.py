@@ -81,12 +81,12 @@ def eval_retrieval(
         ChatkitError: the encoder cannot be opened.
     """
     tell = progress or (lambda what, done, total: None)
-    data = read_set(folder, split=what.split)
-    judged = judged_queries(data, what.limit)
+    collection = read_set(folder, split=what.split)
+    judged = judged_queries(collection, what.limit)
     with ExitStack() as stack:
         encoder = wiring.open_encoder(settings)
         stack.callback(encoder.close)
-        built = legs.build(data, encoder, what.cache, stack, tell)
+        built = legs.build(collection, encoder, what.cache, stack, tell)
         asked = None if settings.dense_weight < 0 else settings.dense_weight
         encode = _encoder_of(encoder.query_prefix, encoder.encode_now)
         encode([QueryPart("a first text, so that the first query is not the slower one")])
@@ -96,14 +96,14 @@ def eval_retrieval(
         told = {
             "set": str(folder),
             "split": what.split,
-            "documents": len(data.corpus),
+            "documents": len(collection.corpus),
             "queries": len(judged),
             "encoder": encoder.name,
             "vectors": built.kind,
             "dense_weight": built.legs.weight(asked),
             "tuned_on": built.fusion.tuned_on if asked is None else "the setting dense_weight",
         }
-        rows = [_row(one, data) for one in judged]
+        rows = [_row(one, collection) for one in judged]
         if what.picture is not None:
             points = curve.measure(built, encoder.metric, [(one.query.text, one.grades) for one in judged], encode)
             what.picture.write_text(curve_picture.picture(points, told), encoding="utf-8")
@@ -111,7 +111,7 @@ def eval_retrieval(
     return Report("eval retrieval", told, figures(judged), rows)
 
 
-def judged_queries(data: BeirSet, limit: int) -> list[_Judged]:
+def judged_queries(collection: BeirSet, limit: int) -> list[_Judged]:
     """Return the queries that have a document above grade 0, with their grades by row of the corpus.
 
     A graded document that the corpus lacks counts as one that was not found.
@@ -119,12 +119,12 @@ def judged_queries(data: BeirSet, limit: int) -> list[_Judged]:
     Raises:
         InvalidRequest: there is none, or the corpus is empty.
     """
-    if not data.corpus:
+    if not collection.corpus:
         raise InvalidRequest("corpus.jsonl has no document, expected at least one")
-    rows = {identity: row for row, identity in enumerate(data.corpus)}
+    rows = {identity: row for row, identity in enumerate(collection.corpus)}
     judged = []
-    for query in data.queries:
-        grades = data.qrels.get(query.id)
+    for query in collection.queries:
+        grades = collection.qrels.get(query.id)
         if grades:
             missing = iter(range(-1, -len(grades) - 1, -1))
             judged.append(
@@ -205,9 +205,9 @@ def figures(judged: Sequence[_Judged]) -> dict[str, float]:
     return found
 
 
-def _row(one: _Judged, data: BeirSet) -> dict[str, Any]:
+def _row(one: _Judged, collection: BeirSet) -> dict[str, Any]:
     """Return what became of one query: the figures that count most, and the best three documents of both legs."""
-    names = list(data.corpus)
+    names = list(collection.corpus)
     return {
         "query": one.query.id,
         **{f"{leg}.ndcg@10": round(_FIGURES["ndcg@10"](order, one.grades), 4) for leg, order in one.orders.items()},

@@ -66,6 +66,7 @@ class Reader:
         self._file_bytes, self._passwords = file_bytes, tuple(passwords)
         self._child: _Child | None = None
         self._left_out: list[Skipped] = []
+        self._disturbed: set[str] = set()
 
     def __enter__(self) -> "Reader":
         """Nothing is started yet."""
@@ -79,6 +80,11 @@ class Reader:
     def left_out(self) -> tuple[Skipped, ...]:
         """What was left out of the files read so far."""
         return tuple(self._left_out)
+
+    @property
+    def disturbed(self) -> frozenset[str]:
+        """Sources of which something was lost to a fault that may pass: the reader fell silent or was killed."""
+        return frozenset(self._disturbed)
 
     def leave_out(self, source: str, reason: str) -> None:
         """Note what is left out of a source."""
@@ -97,6 +103,8 @@ class Reader:
                 yield from self._from(file, place)
                 return
             except _Ended as error:
+                if error.may_pass:
+                    self._disturbed.add(file.source)
                 if place.begun == passed or ended == _MOST_ENDED:
                     raise Unreadable(str(error)) from None
                 self.leave_out(file.source, f"record {place.begun} of it {error}")
@@ -138,19 +146,20 @@ class Reader:
     def _ended(self, child: "_Child") -> "_Ended":
         """Return the reason for a file that ended the child: past its time, killed, or by a fault of the reader's."""
         if child.was_silent:
-            return _Ended(f"cannot be read: nothing was heard of the reader for {self._wall:g} s")
+            return _Ended(f"cannot be read: nothing was heard of the reader for {self._wall:g} s", may_pass=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(1)  # of itself, so that its own end is told and not that of `_stop`
         code = self._stop()
         named = signal.Signals(-code).name if code is not None and -code in set(signal.Signals) else f"code {code}"
         if named in ("SIGXCPU", "SIGKILL"):
-            return self._too_large(f"the reader ended with {named}")
+            return self._too_large(f"the reader ended with {named}", may_pass=named == "SIGKILL")
         return _Ended(f"cannot be read: the reader ended with {named}; save it anew, or simplify it")
 
-    def _too_large(self, how: str) -> "_Ended":
+    def _too_large(self, how: str, *, may_pass: bool = False) -> "_Ended":
         return _Ended(
             f"cannot be read in {self._seconds} s of processor time and {self._memory / 2**30:.3g} GiB of memory "
-            f"({how}); split or simplify it"
+            f"({how}); split or simplify it",
+            may_pass=may_pass,
         )
 
     def _stop(self) -> int | None:
@@ -159,7 +168,11 @@ class Reader:
 
 
 class _Ended(Unreadable):
-    """The child did not come to the end of a file."""
+    """The child did not come to the end of a file; where `may_pass`, another time it might."""
+
+    def __init__(self, reason: str, *, may_pass: bool = False) -> None:
+        super().__init__(reason)
+        self.may_pass = may_pass
 
 
 @dataclass(slots=True)

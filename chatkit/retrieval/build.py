@@ -5,6 +5,7 @@ is written from both. One that fails or is killed leaves the live version as it 
 stopped: staged chunks are taken over, and every vector that was made is in the cache.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -33,6 +34,11 @@ from chatkit.retrieval.building.staging import Stage
 from chatkit.retrieval.building.workplace import Staging, Workplace
 from chatkit.retrieval.entries import SourceEntry
 from chatkit.retrieval.manifest import Manifest
+
+_log = logging.getLogger(__name__)
+
+# The live version by its number.
+_Live = tuple[str, Manifest]
 
 __all__ = ["BuildOptions", "BuildReport", "Progress", "build_index", "merge_shards"]
 
@@ -73,11 +79,11 @@ def build_index(
     options = (options or BuildOptions()).with_chunking(chunking)
     meter = Meter(progress)
     index = layout.IndexFolder(indexes, name)
+    found = cutting.find(sources, entries, meter)
     with index.locked():
-        found = cutting.find(sources, entries, meter)
         plan = {**plan_of(encoder, options.chunking), "sources_sha256": cutting.digest_of(cutting.planned_rows(found))}
         job = _Job(index, plan, encoder, embedding or InProcess(encoder), options, meter, started)
-        return job.run(lambda stage: job.cut(found, stage))
+        return job.run(lambda stage, live: job.cut(found, stage, live))
 
 
 def merge_shards(
@@ -102,7 +108,7 @@ def merge_shards(
     Raises:
         BadIndex: shards are missing, do not belong together, or the index could not be written.
         BrokenIndex: a shard is damaged.
-        IndexMismatch: the shards were made with another encoder.
+        IndexMismatch: the shards were made with another encoder, or another prefix before passages.
         Unavailable: another process is building this index.
     """
     started = time.monotonic()
@@ -114,12 +120,18 @@ def merge_shards(
             f"the shards were made with the encoder {plan['encoder']['fingerprint']!r}, but the one in use is "
             f"{encoder.fingerprint!r}; set --encoder to theirs, or make them again"
         )
+    prefix = plan["encoder"]["passage_prefix"]
+    if prefix != encoder.passage_prefix:
+        raise IndexMismatch(
+            f"the shards were made with {prefix!r} before every passage, but the prefix in use is "
+            f"{encoder.passage_prefix!r}; set --encoder-passage-prefix to theirs, or make them again"
+        )
     options = (options or BuildOptions()).with_chunking(plan["chunking"])
     plan = {**plan, "sources_sha256": cutting.digest_of(merging.rows_of(found))}
     index = layout.IndexFolder(indexes, name)
     with index.locked():
         job = _Job(index, plan, encoder, InProcess(encoder), options, meter, started, tuple(found))
-        return job.run(lambda stage: merging.stage_merged(found, stage, meter))
+        return job.run(lambda stage, _: merging.stage_merged(found, stage, meter))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +151,27 @@ class _Job:
     started: float
     shards: tuple[Shard, ...] = ()
 
-    def run(self, fill: Callable[[Stage], None]) -> BuildReport:
+    def run(self, fill: Callable[[Stage, _Live | None], None]) -> BuildReport:
         """Build what `fill` stages, unless the live version is of the same sources in the same way."""
         live = self._live()
         if live is not None and version.is_of(live[1], self.plan, self.options):
             return self._report(*live, 0, up_to_date=True)
         place = Workplace(self.index.folder, digest_of(self.plan, unique="" if self._is_known() else str(self.started)))
-        try:
-            with told_of_the_disk(f"the index {self.index.name!r}", self.index.folder):
+        with told_of_the_disk(f"the index {self.index.name!r}", self.index.folder):
+            try:
                 workplace.remove_others(self.index.folder, keep=place.folder)
-                return self._build(place, fill)
-        except Unavailable:
-            raise  # the encoder or a worker failed: the next build goes on from here
-        except ChatkitError:
-            place.remove()
-            raise
+                return self._build(place, lambda stage: fill(stage, live))
+            except Unavailable:
+                raise  # the encoder or a worker failed: the next build goes on from here
+            except OSError:
+                place.shrink()
+                raise
+            except ChatkitError:
+                place.remove()
+                raise
 
-    def cut(self, found: Sources, stage: Stage) -> None:
+    def cut(self, found: Sources, stage: Stage, live: _Live | None) -> None:
         """Stage the chunks of sources; what has not changed since the live version is not read again."""
-        live = self._live()
         with ExitStack() as opened:
             earlier = None
             if live is not None and version.cuts_alike(live[1], self.plan):
@@ -185,15 +199,27 @@ class _Job:
             much = len(cache) > collecting.MOST_SPARE * total
         folder = self.index.publish(place.cleared(), keep=kept)
         if much:
-            collecting.trim_cache(self.index)
+            self._trim()
         return self._report(folder.name, manifest, embedded, up_to_date=False)
 
-    def _live(self) -> tuple[str, Manifest] | None:
-        """Return the live version when it is whole."""
+    def _trim(self) -> None:
+        """Take out of the cache what is spare; the new version is live, whether this succeeds or not."""
+        try:
+            collecting.trim_cache(self.index)
+        except OSError as error:
+            _log.warning(
+                "the cache of the index %r was not trimmed (%s); `chatkit index gc %s` does it",
+                self.index.name,
+                error.strerror or error,
+                self.index.name,
+            )
+
+    def _live(self) -> _Live | None:
+        """Return the live version when it is whole: every byte is read, for chunks of it may be taken over."""
         try:
             live = self.index.current()
             manifest = Manifest.read(self.index.version_folder(live))
-            manifest.verify(self.index.version_folder(live))
+            manifest.verify(self.index.version_folder(live), hashes=True)
         except BadIndex:
             return None  # none yet, or damaged: build
         return live, manifest

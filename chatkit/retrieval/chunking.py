@@ -11,7 +11,7 @@ from chatkit.errors import ConfigError
 from chatkit.retrieval.document import Document
 
 # Changes with every change of how texts are cut or what is embedded, so that an index says how it was made.
-CHUNKER = "headings-3"
+CHUNKER = "headings-4"
 
 # A last piece below this share of the budget is a crumb: it takes over sentences of the piece before it.
 _CRUMB = 0.25
@@ -37,8 +37,8 @@ class Chunking:
         max_tokens: most tokens of a chunk as the encoder counts them, title and section not included. On dense
             technical prose 120 puts the answer among three passages more often than 160 or 220, in a shorter prompt.
             A number larger than any section gives one chunk a section.
-        drop_duplicates: leave out a chunk whose words are those of one before it.
-        drop_near_duplicates: leave out a chunk nearly all of whose words stand together in one before it.
+        drop_duplicates: leave out a chunk with the title, section and text of one before it.
+        drop_near_duplicates: leave out one that differs from it in case, punctuation, markup or articles only.
     """
 
     max_tokens: int = 120
@@ -91,7 +91,10 @@ class Chunk:
 
     @property
     def id(self) -> str:
-        """Name document and text: stable across rebuilds, and when text elsewhere in the document changes."""
+        """Name document and text: stable across rebuilds, and when text elsewhere in the document changes.
+
+        A text that stands twice in a document has one name; where duplicates are kept, two passages then share it.
+        """
         return hashlib.sha256(f"{self.document}\0{self.text}".encode()).hexdigest()[:20]
 
     @property
@@ -107,8 +110,12 @@ class Chunk:
 
     @property
     def sameness(self) -> bytes:
-        """Equal for chunks whose words are equal, wherever they stand."""
-        return hashlib.sha256(" ".join(self.text.split()).encode()).digest()
+        """Equal for chunks with equal words under the same title and section, whatever space is between the words.
+
+        Title and section count, for they say what the words are about: opening hours of two offices may be the same.
+        """
+        joined = "\0".join((self.title, self.section, " ".join(self.text.split())))
+        return hashlib.sha256(joined.encode()).digest()
 
 
 def cut(document: Document, chunking: Chunking, count: CountTokens, *, source: str = "") -> Iterator[Chunk]:

@@ -1,6 +1,6 @@
 """The kinds of vector index, which one a corpus gets, and what Faiss calls it.
 
-Sizes and recalls behind the choice are in docs/indexes.md; `chatkit bench retrieval` measures them again.
+Sizes behind the choice are in docs/scale.md, recalls in benchmarks/README.md; `chatkit bench retrieval` measures both.
 """
 
 import math

@@ -104,11 +104,6 @@ class IndexFolder:
         finally:
             lock.release()
 
-    def remove_leftovers(self) -> None:
-        """Remove what killed builds left. Needs the lock."""
-        for entry in self.folder.glob(f"{_BUILDING}*"):
-            shutil.rmtree(entry, ignore_errors=True)
-
     @contextmanager
     def building(self) -> Iterator[Path]:
         """Give a new folder on the same disk, removed again unless it is published."""
@@ -128,10 +123,10 @@ class IndexFolder:
         beside.chmod(0o755)
         for entry in beside.iterdir():
             if entry.is_dir():
-                _sync(entry)
-        _sync(beside)
+                sync(entry)
+        sync(beside)
         beside.rename(folder)
-        _sync(self.folder)
+        sync(self.folder)
         self.make_live(folder.name)
         for version in self.versions():
             if version != folder.name and version not in keep:
@@ -146,10 +141,10 @@ class IndexFolder:
             stream.flush()
             os.fsync(stream.fileno())
         pointer.replace(self.folder / _POINTER)
-        _sync(self.folder)
+        sync(self.folder)
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make renames in a folder durable."""
     handle = os.open(folder, os.O_RDONLY)
     try:

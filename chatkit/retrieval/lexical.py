@@ -31,6 +31,9 @@ _MOST_WORDS = 96
 _MOST_CHARS = 8_000
 # Selected rows are given to tantivy as ranges while these are few, else one by one.
 _MOST_RANGES = 256
+# More rows than these, in more ranges, are looked for among the best of all: so many times as many as are wanted.
+_MOST_TERMS = 10_000
+_WIDER = (8, 64, 512)
 # The share of BM25's score that a word can reach at most is (k1 + 1) × its weight, with tantivy's k1.
 _K1 = 1.2
 
@@ -187,12 +190,35 @@ class Lexical:
         if not weights or k < 1 or (rows is not None and not len(rows)):
             return []
         query = self._any_of(weights)
-        if rows is not None:
-            must = self._tantivy.Occur.Must
-            query = self._tantivy.Query.boolean_query([(must, self._within(rows)), (must, query)])
+        if rows is None:
+            return self._ranked(query, k)
+        rows = np.unique(rows)
+        cuts = np.flatnonzero(np.diff(rows) > 1)
+        if len(rows) > _MOST_TERMS and len(cuts) >= _MOST_RANGES:
+            found = self._among_the_best(query, k, rows)
+            if found is not None:
+                return found
+        must = self._tantivy.Occur.Must
+        return self._ranked(self._tantivy.Query.boolean_query([(must, self._within(rows, cuts)), (must, query)]), k)
+
+    def _ranked(self, query: Any, k: int) -> list[tuple[int, float]]:
         hits = self._searcher.search(query, min(k, len(self)), count=False).hits
         found = self._searcher.fast_field_values(_ROW, [address for _, address in hits])
         return [(int(row), float(score)) for row, (score, _) in zip(found, hits, strict=True)]
+
+    def _among_the_best(self, query: Any, k: int, rows: NDArray[np.int64]) -> list[tuple[int, float]] | None:
+        """Return the best `k` of `rows`, ascending ones, out of the best of all; None where too few are among them.
+
+        A selection adds nothing to a score, so the best of all that are selected are the best of the selected.
+        """
+        for wider in _WIDER:
+            best = self._ranked(query, k * wider)
+            found = np.array([row for row, _ in best], dtype=np.int64)
+            selected = rows[np.minimum(np.searchsorted(rows, found), len(rows) - 1)] == found
+            own = [hit for hit, is_own in zip(best, selected.tolist(), strict=True) if is_own]
+            if len(own) >= k or len(best) < k * wider:
+                return own[:k]
+        return None
 
     def words_of(self, query: str) -> dict[str, float]:
         """Return the words of `query` as the index holds them, with how often each stands there."""
@@ -227,11 +253,9 @@ class Lexical:
             [(should, term if weight == 1 else queries.boost_query(term, weight)) for term, weight in terms]
         )
 
-    def _within(self, rows: NDArray[np.int64]) -> Any:
-        """Return the query that holds these rows and adds nothing to a score."""
+    def _within(self, rows: NDArray[np.int64], cuts: NDArray[np.int64]) -> Any:
+        """Return the query that holds these rows, ascending with gaps after `cuts`, and adds nothing to a score."""
         queries, kind = self._tantivy.Query, self._tantivy.FieldType.Unsigned
-        rows = np.unique(rows)
-        cuts = np.flatnonzero(np.diff(rows) > 1)
         if len(cuts) < _MOST_RANGES and len(rows) > 2 * len(cuts) + 2:
             firsts, lasts = rows[np.r_[0, cuts + 1]].tolist(), rows[np.r_[cuts, len(rows) - 1]].tolist()
             ranges = [

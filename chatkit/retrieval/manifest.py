@@ -73,11 +73,13 @@ class VectorsEntry:
         kind: one of `kinds.KINDS`.
         factory: what Faiss calls it.
         search: parameters of a search: `ef`, `nprobe`, `k_factor`, as far as the kind has them.
+        recall: that they were chosen for, 0 to 1; 0 where that is not known.
     """
 
     kind: str
     factory: str
     search: Mapping[str, int] = field(default_factory=dict)
+    recall: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +112,7 @@ class Manifest:
     Attributes:
         lexical: None where there is no lexical index.
         duplicates: chunks left out because their words are in the index already.
-        near_duplicates: chunks left out because they differ from one in the index by a few words.
+        near_duplicates: chunks left out that differ from one in the index in spelling or markup only.
         skipped: how many sources were left out; `sources.parquet` has the reasons.
         sources_sha256: of every source's name and content, in order.
         built_at: UTC, ISO 8601.
@@ -149,21 +151,6 @@ class Manifest:
     def metric(self) -> str:
         """`cosine` or `ip`."""
         return self.encoder.metric
-
-    def same_content(self, other: "Manifest") -> bool:
-        """Return whether both come from the same sources in the same way, however their vectors are stored."""
-
-        def made_of(manifest: Manifest) -> tuple[Any, ...]:
-            return (
-                manifest.format,
-                dataclasses.replace(manifest.encoder, name=""),
-                manifest.lexical,
-                manifest.chunker,
-                dict(manifest.chunking),
-                manifest.sources_sha256,
-            )
-
-        return made_of(self) == made_of(other)
 
     def write(self, folder: Path) -> None:
         """Write into `folder`, durably."""
@@ -258,7 +245,7 @@ def _encoder(value: Any) -> EncoderEntry:
 
 
 def _vectors(value: Any) -> VectorsEntry:
-    row = _fields(value, "vectors", VectorsEntry)
+    row = _fields({"recall": 0.0, **_table(value, "vectors")}, "vectors", VectorsEntry)
     search = _table(row["search"], "search").items()
     if row["kind"] not in KINDS:
         raise ValueError(f"kind of vectors is {_shown(row['kind'])}, expected one of {', '.join(KINDS)}")
@@ -266,6 +253,7 @@ def _vectors(value: Any) -> VectorsEntry:
         row["kind"],
         _text(row["factory"], "factory of vectors"),
         {_text(name, "a parameter of search"): _count(each, "search") for name, each in search},
+        float(_number(row["recall"], "recall of vectors")),
     )
 
 

@@ -4,7 +4,6 @@ Row number = number of the vector = number in the lexical index. Rows are ordere
 """
 
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatkit.errors import InvalidRequest
+from chatkit.retrieval import globs
 from chatkit.retrieval.manifest import FILE, PASSAGES, Manifest, broken
 from chatkit.types import Passage
 
@@ -30,7 +30,7 @@ _DOCUMENT_GROUP = 65536
 _CACHE_BYTES = 12 * 2**20
 # Up to here a file is read into memory, where nobody can spoil it; of a larger one what is needed is read. Bytes.
 HELD_UP_TO = 4 * 2**20
-# Answers of `filter` that are kept.
+# Answers of `filter` that are kept, in a bit a document: anybody may ask for the rows of any pattern.
 _FILTERS_KEPT = 8
 _FIELDS = {
     **dict.fromkeys(("id", "source", "document", "title", "section"), "string"),
@@ -39,7 +39,6 @@ _FIELDS = {
     "text": "string",
 }
 _DOCUMENT_FIELDS = {**dict.fromkeys(FILTERS, "string"), "row": "int64"}
-_GLOB = re.compile(r"\*|\?|\[!?\]?[^]]*\]")
 
 
 class Row(Protocol):
@@ -199,9 +198,10 @@ class Passages:
         self._starts = np.cumsum([0, *(meta.row_group(n).num_rows for n in range(meta.num_row_groups))])
         self._document_rows: NDArray[np.int64] | None = None
         self._lock = threading.Lock()
+        self._documents_lock = threading.Lock()  # reading a column takes long; passages need not wait for it
         self._reads = 0
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._filters: OrderedDict[tuple[tuple[str, str], ...], NDArray[np.int64]] = OrderedDict()
+        self._filters: OrderedDict[tuple[tuple[str, str], ...], NDArray[np.uint8]] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest | None = None) -> "Passages":
@@ -270,25 +270,24 @@ class Passages:
             if name not in FILTERS:
                 raise InvalidRequest(f"a filter names {name[:40]!r}, expected {', '.join(map(repr, FILTERS))}")
         key = tuple(sorted(where.items()))
-        with self._lock:
-            if (kept := self._filters.get(key)) is not None:
-                self._filters.move_to_end(key)
-                return kept
         firsts = self._first_rows()
-        mask = np.ones(len(firsts), dtype=bool)
-        for name, pattern in where.items():
-            mask &= self._matching(name, pattern)
-        rows = np.flatnonzero(np.repeat(mask, np.diff(firsts, append=len(self))))
-        rows.setflags(write=False)
         with self._lock:
-            self._filters[key] = rows
+            kept = self._filters.pop(key, None)
+        if kept is None:
+            mask = np.ones(len(firsts), dtype=bool)
+            for name, pattern in where.items():
+                mask &= self._matching(name, pattern)
+            kept = np.packbits(mask)
+        with self._lock:
+            self._filters[key] = kept
             while len(self._filters) > _FILTERS_KEPT:
                 self._filters.popitem(last=False)
-        return rows
+        wanted = np.unpackbits(kept, count=len(firsts)).view(bool)
+        return np.flatnonzero(np.repeat(wanted, np.diff(firsts, append=len(self))))
 
     def close(self) -> None:
         """Close both files; no call may be under way."""
-        with self._lock:
+        with self._lock, self._documents_lock:
             self._cache.clear()
             self._table.close(force=True)
             self._documents.close(force=True)
@@ -310,7 +309,7 @@ class Passages:
         return table
 
     def _first_rows(self) -> NDArray[np.int64]:
-        with self._lock:
+        with self._documents_lock:
             if self._document_rows is None:
                 table = self._read(DOCUMENTS, lambda: self._documents.read(columns=["row"], use_threads=False))
                 self._document_rows = table.column("row").to_numpy()
@@ -319,14 +318,14 @@ class Passages:
     def _matching(self, name: str, pattern: str) -> NDArray[np.bool_]:
         import pyarrow.compute
 
-        with self._lock:
+        with self._documents_lock:
             table = self._read(DOCUMENTS, lambda: self._documents.read(columns=[name], use_threads=False))
         column = table.column(name)
-        if not _GLOB.search(pattern):
+        if not globs.is_pattern(pattern):
             matched = pyarrow.compute.equal(column, pattern)
         else:
             try:
-                matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+                matched = pyarrow.compute.match_substring_regex(column, globs.regex_of(pattern))
             except pyarrow.ArrowInvalid as error:
                 raise InvalidRequest(f"{pattern[:80]!r} is no pattern for {name} ({error}); write e.g. [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)
@@ -381,19 +380,3 @@ def _release() -> None:
     import pyarrow
 
     pyarrow.default_memory_pool().release_unused()
-
-
-def _regex(pattern: str) -> str:
-    """Return what matches a whole text as the pattern does, in RE2's words."""
-    parts, end = [], 0
-    for match in _GLOB.finditer(pattern):
-        parts.append(re.escape(pattern[end : match.start()]))
-        found, end = match.group(), match.end()
-        if found in "*?":
-            parts.append(".*" if found == "*" else ".")
-        else:
-            inside = found[1:-1]
-            negated = "^" if inside.startswith("!") else ""
-            inside = inside.removeprefix("!").replace("\\", "\\\\").replace("[", r"\[").replace("]", r"\]")
-            parts.append(f"[{negated}{inside.replace('^', chr(92) + '^')}]" if inside else re.escape(found))
-    return f"^(?s:{''.join(parts)}{re.escape(pattern[end:])})$"

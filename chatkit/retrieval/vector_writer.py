@@ -1,6 +1,7 @@
 """Writes the vectors of a version: trained on a sample, added in slices, tuned for a recall."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ class VectorWriter:
         Raises:
             OSError: the disk is full or cannot be written.
         """
-        entry = VectorsEntry(self._kind.name, self._kind.factory, dict(self._kind.search))
+        entry = VectorsEntry(self._kind.name, self._kind.factory, dict(self._kind.search), recall)
         file = self._folder / VECTORS
         if self._kind.name in ("flat", "sq8"):
             stream = self._stream or _Streamed(self._faiss, self._index, file)
@@ -166,7 +167,7 @@ class VectorWriter:
         for effort in _EFFORTS[name]:
             if name == "nprobe" and effort > self._faiss.extract_index_ivf(self._index).nlist:
                 break
-            entry = VectorsEntry(entry.kind, entry.factory, {**entry.search, name: effort})
+            entry = replace(entry, search={**entry.search, name: effort})
             _, found = Vectors(self._index, entry, self._metric).search(asked, _K)
             if recall_of(found, truth) >= wanted:
                 break

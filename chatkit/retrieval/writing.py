@@ -1,22 +1,15 @@
-"""The files of a version: entries for the manifest, the table of sources, and a whole small version at once."""
+"""The files of a version: entries for the manifest, the table of sources, and vectors and passages opened together."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from chatkit.retrieval import passages, vectors
 from chatkit.retrieval.checkpoint import sha256_of
-from chatkit.retrieval.kinds import VectorKind, choose
-from chatkit.retrieval.manifest import SOURCES, FileEntry, Manifest, VectorsEntry, broken
-from chatkit.retrieval.vector_writer import VectorWriter
-from chatkit.retrieval.vectors import import_faiss
+from chatkit.retrieval.manifest import SOURCES, FileEntry, Manifest, broken
 
-__all__ = ["SourceRow", "entries", "import_faiss", "read_both", "read_passages", "read_sources", "write_sources"]
+__all__ = ["SourceRow", "entries", "read_both", "read_sources", "write_sources"]
 
 _SOURCE_FIELDS = {
     **dict.fromkeys(("source", "digest"), "string"),
@@ -90,28 +83,6 @@ def entries(folder: Path, files: Iterable[Path]) -> dict[str, FileEntry]:
     return {file.relative_to(folder).as_posix(): _entry(file) for file in files}
 
 
-def write_both(
-    folder: Path, chunks: Sequence[passages.Row], given: NDArray[np.float32], kind: VectorKind | None = None
-) -> tuple[list[Path], VectorsEntry]:
-    """Write the vectors and passages of a version that is in memory; return the files and how to search them.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    kind = kind or choose(len(given), given.shape[1])
-    writer, table = VectorWriter(folder, given.shape[1], kind), passages.PassageWriter(folder)
-    try:
-        if kind.train_rows:
-            writer.train(given[: kind.train_rows])
-        writer.add(given)
-        files, entry = writer.finish()
-        table.add(chunks)
-        return [*files, *table.finish()], entry
-    finally:
-        writer.close()
-        table.close()
-
-
 def read_both(folder: Path, manifest: Manifest) -> tuple[vectors.Vectors, passages.Passages]:
     """Open vectors and passages, which stand row by row in the same order.
 
@@ -125,11 +96,6 @@ def read_both(folder: Path, manifest: Manifest) -> tuple[vectors.Vectors, passag
     except Exception:
         opened.close()
         raise
-
-
-def read_passages(folder: Path) -> Any:
-    """Return all passages as one Arrow table; see `passages.read_table`."""
-    return passages.read_table(folder)
 
 
 def _entry(file: Path) -> FileEntry:

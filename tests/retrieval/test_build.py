@@ -10,7 +10,7 @@ from chatkit.errors import BadIndex, InvalidRequest, Unavailable
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import VectorIndex
 from chatkit.retrieval.manifest import Manifest
-from chatkit.retrieval.writing import read_passages
+from chatkit.retrieval.passages import read_table
 
 
 class CountingEncoder:
@@ -34,6 +34,9 @@ def build(indexes, encoder):
         return build_index(sources or ["corpus"], indexes, name=name, encoder=encoder, **options)
 
     return run
+
+
+STAGED = {"staged.parquet", "staged.json", "sources.parquet"}
 
 
 def answers(indexes, encoder, query="Which port does the service listen on?"):
@@ -84,9 +87,7 @@ def test_ids_are_the_same_in_every_build_of_the_same_text(corpus, build, indexes
     ids = []
     for name in ("one", "two"):
         report = build(name=name)
-        from chatkit.retrieval.writing import read_passages
-
-        ids.append(read_passages(report.folder).column("id").to_pylist())
+        ids.append(read_table(report.folder).column("id").to_pylist())
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == 5
 
@@ -118,9 +119,22 @@ def test_bad_files_are_listed_and_the_rest_is_built(corpus, build):
 
 
 def test_duplicates_are_dropped_and_counted(corpus, build):
-    (corpus / "zz-copy.txt").write_text((corpus / "notes.txt").read_text())
+    (corpus / "zz").mkdir()
+    (corpus / "zz" / "notes.txt").write_text((corpus / "notes.txt").read_text())
     report = build()
     assert (report.documents, report.passages, report.duplicates) == (4, 5, 1)
+
+
+def test_the_same_words_of_another_thing_are_kept_and_found_under_its_name(corpus, build, indexes, encoder):
+    for city in ("Berlin", "Paris"):
+        text = f"# {city} office\n\n## Opening hours\n\nThe office is open from nine to five.\n"
+        (corpus / f"{city.lower()}.md").write_text(text)
+    assert build().duplicates == 0
+    index = VectorIndex.open(indexes / "docs", encoder)
+    (hit,) = asyncio.run(index.search("When is the Paris office open?", k=1))
+    (filtered,) = asyncio.run(index.search("When is the office open?", k=1, where={"source": "*paris*"}))
+    index.close()
+    assert hit.title == filtered.title == "Paris office"
 
 
 def test_files_folders_and_patterns_name_each_file_once(corpus, build):
@@ -135,9 +149,7 @@ def test_sources_outside_the_working_directory_are_named_without_its_path(corpus
     other.mkdir()
     monkeypatch.chdir(other)
     report = build(str(corpus))
-    from chatkit.retrieval.writing import read_passages
-
-    assert set(read_passages(report.folder).column("source").to_pylist()) == {
+    assert set(read_table(report.folder).column("source").to_pylist()) == {
         "corpus/network.md",
         "corpus/notes.txt",
         "corpus/storage.md",
@@ -181,7 +193,7 @@ def test_progress_counts_up_to_all_files_and_chunks(corpus, build):
     assert seen[-2].embedded == 5
 
 
-def test_a_failed_build_leaves_the_live_version_and_no_rest(corpus, build, indexes, encoder, monkeypatch):
+def test_a_failed_build_leaves_the_live_version_and_its_staged_chunks(corpus, build, indexes, encoder, monkeypatch):
     build()
     before = answers(indexes, encoder)
     (corpus / "network.md").write_text("# Changed\n\nNothing about that any more.\n")
@@ -194,7 +206,9 @@ def test_a_failed_build_leaves_the_live_version_and_no_rest(corpus, build, index
         with pytest.raises(BadIndex, match="No space left on device"):
             build()
     assert answers(indexes, encoder) == before
-    assert not list((indexes / "docs").glob(".building-*"))
+    (rest,) = (indexes / "docs").glob(".building-*")
+    assert {entry.name for entry in rest.iterdir()} == STAGED
+    assert (build().embedded, list((indexes / "docs").glob(".building-*"))) == (0, [])
 
 
 BUILD = """
@@ -228,7 +242,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_the_live_version(
     _, complaint = start_build(encoder_folder, encoder_cache, indexes, limit=4096).communicate(timeout=60)
     assert "BadIndex: the index 'docs' could not be written" in complaint
     assert answers(indexes, encoder) == before
-    assert not list((indexes / "docs").glob(".building-*"))
+    assert {entry.name for entry in (indexes / "docs").glob(".building-*/*")} <= STAGED
 
 
 def test_a_file_whose_name_is_not_utf8_is_read_under_a_name_that_is(corpus, indexes, encoder):
@@ -236,6 +250,6 @@ def test_a_file_whose_name_is_not_utf8_is_read_under_a_name_that_is(corpus, inde
     (corpus / name).write_text("The lease of a turn takes fifteen seconds.\n")
     (corpus / os.fsdecode(b"gro\xdf.txt")).write_bytes(b"gro\xdf")
     report = build_index(["corpus"], indexes, name="docs", encoder=encoder)
-    assert {row["source"] for row in read_passages(report.folder).to_pylist()} >= {r"corpus/caf\xe9.txt"}
+    assert {row["source"] for row in read_table(report.folder).to_pylist()} >= {r"corpus/caf\xe9.txt"}
     assert [entry.source for entry in report.skipped] == [r"corpus/gro\xdf.txt"]
     assert build_index(["corpus"], indexes, name="docs", encoder=encoder).up_to_date

@@ -81,3 +81,21 @@ def test_a_build_takes_spare_vectors_out_when_they_are_many(build, indexes, enco
         opened.append(spare, np.zeros((40, 384), dtype=np.float32))
     build("Note number 1.\n")
     assert cached(indexes, encoder) == 4 + 2
+
+
+@pytest.mark.parametrize("damage", ["gone", "spoilt"])
+def test_a_kept_version_that_is_damaged_keeps_its_vectors_and_the_rest_is_collected(
+    build, indexes, encoder, damage, caplog
+):
+    for number in range(3):
+        build(f"Note number {number}.\n", keep=9)
+    file = indexes / "docs" / "000002" / "passages.parquet"
+    file.write_bytes(bytes(file.stat().st_size))
+    if damage == "gone":
+        file.unlink()
+    removed = collecting.collect(indexes, "docs", keep=1)
+    assert (removed.versions, removed.vectors, removed.spare) == (("000001",), 0, 0)
+    assert cached(indexes, encoder) == 4 + 3
+    assert "no vector was taken out" in caplog.text
+    collecting.collect(indexes, "docs", keep=0)
+    assert cached(indexes, encoder) == 4 + 1

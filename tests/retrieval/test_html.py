@@ -13,7 +13,7 @@ from chatkit.retrieval.build import build_index
 from chatkit.retrieval.document import Unreadable
 from chatkit.retrieval.formats import html
 from chatkit.retrieval.parsing import LeftOut, parse, parse_file
-from chatkit.retrieval.writing import read_passages
+from chatkit.retrieval.passages import read_table
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -321,7 +321,7 @@ def test_html_is_built_with_offsets_into_the_text_and_one_hostile_page_ends_noth
     report = build_index(["corpus"], indexes, name="docs", encoder=encoder)
     assert report.documents == 4
     assert {entry.source for entry in report.skipped} == {"corpus/bomb.htm", "corpus/menu.xhtml"}
-    rows = [row for row in read_passages(report.folder).to_pylist() if row["source"] == "corpus/page.html"]
+    rows = [row for row in read_table(report.folder).to_pylist() if row["source"] == "corpus/page.html"]
     assert {row["section"] for row in rows} == {"", "Time-outs", "Time-outs > In a table", "Hidden"}
     for row in rows:
         assert TEXT[row["start"] : row["end"]] == row["text"]

@@ -256,3 +256,23 @@ def test_unspaced_scripts_are_read_in_pairs_and_others_as_they_are():
     assert words.paired("plain ascii") == "plain ascii"
     assert words.paired("在東京大 tower 中").split() == ["在東", "東京", "京大", "tower", "中"]
     assert words.paired("ﬁne ①").split() == ["fine", "1"]
+
+
+def test_a_large_scattered_selection_finds_what_a_small_query_would_without_naming_every_row(tmp_path, monkeypatch):
+    words_ = [f"w{number}" for number in range(50)]
+    chance = np.random.default_rng(5)
+    texts = [" ".join(chance.choice(words_, size=6)) + (" seldom" if row % 400 == 1 else "") for row in range(4000)]
+    write(tmp_path / "large", texts, step=500)
+    opened = Lexical.alone(tmp_path / "large")
+    even = np.arange(0, 4000, 2)
+    expected = {query: opened.search(query, 10, even) for query in ("w1 w7 w9", "w3", "seldom", "nowhere")}
+    assert [len(found) for found in expected.values()] == [10, 10, 0, 0]
+    monkeypatch.setattr("chatkit.retrieval.lexical._MOST_TERMS", 1000)
+    named = []
+    monkeypatch.setattr(opened, "_within", lambda rows, cuts: named.append(len(rows)))
+    for query, hits in expected.items():
+        found = opened.search(query, 10, even)
+        assert [score for _, score in found] == [score for _, score in hits]
+        assert all(row % 2 == 0 for row, _ in found)
+    assert not named
+    opened.close()

@@ -1,65 +1,85 @@
-import random
+import pytest
 
 from chatkit.retrieval.building.near import NearDuplicates
+from chatkit.retrieval.building.staging import Stage
+from chatkit.retrieval.chunking import Chunk, Chunking
 
-WORDS = [
-    f"{a}{b}{c}" for a in ("ba", "ko", "mi", "tu", "le") for b in ("ran", "sol", "pim") for c in ("a", "et", "is", "o")
-]
-
-
-def passage(chance, words=90):
-    return " ".join(chance.choices(WORDS, k=words))
-
-
-def with_other_words(text, chance, count):
-    words = text.split()
-    for place in chance.sample(range(len(words)), count):
-        words[place] = "otherwise"
-    return " ".join(words)
+POLICY = (
+    "An employee who works from Germany for more than a month must be sent a letter that says which rules apply. "
+    "The costs of travel are paid in full within 30 days, unless the office in Paris has agreed to another date."
+)
 
 
-def test_the_same_words_and_one_word_changed_are_near_and_new_text_is_not():
-    chance = random.Random(1)
-    texts = [passage(chance) for _ in range(200)]
+def chunk(text, *, title="Policy", section="", source="policy.md"):
+    return Chunk(source, source, title, section, 0, 0, len(text), text)
+
+
+def near(*texts):
+    return NearDuplicates().add([chunk(text) for text in texts])
+
+
+@pytest.mark.parametrize(
+    ("words", "others"),
+    [
+        ("Germany", "France"),
+        ("must be sent", "must not be sent"),
+        ("in full", "in half"),
+        ("30 days", "60 days"),
+        ("from Germany", "to Germany"),
+        ("more than", "less than"),
+        ("unless", "if"),
+        ("a month", "a month, i.e. 31 days,"),
+    ],
+)
+def test_a_passage_that_says_something_else_in_nearly_the_same_words_is_kept(words, others):
+    assert words in POLICY
+    assert near(POLICY, POLICY.replace(words, others)) == [False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("set it to -5", "set it to 5"),
+        ("n is .5", "n is 5"),
+        ("C# is used", "C is used"),
+        ("plan A", "plan"),
+        ("5!", "5"),
+    ],
+)
+def test_signs_that_mean_something_count(text, other):
+    assert near(text, other) == [False, False]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        POLICY.replace("employee", "EMPLOYEE"),
+        POLICY.replace(",", "").replace(".", ""),
+        POLICY.replace(" ", "\n"),
+        POLICY.replace("Germany", "**Germany**").replace("30 days", "`30 days`"),
+        "- " + POLICY,
+        POLICY.replace("the office", "an office").replace("are paid", "are also paid"),
+    ],
+)
+def test_case_punctuation_markup_and_articles_make_no_other_passage(other):
+    assert near(POLICY, other) == [False, True]
+
+
+def test_the_same_words_under_another_title_or_section_are_kept():
     seen = NearDuplicates()
-    assert seen.add(texts) == [False] * 200
-    assert seen.add(texts) == [True] * 200
-    assert seen.add([text.upper().replace(" ", ",\n") for text in texts]) == [True] * 200
-    assert sum(seen.add([with_other_words(text, chance, 1) for text in texts])) > 150
-    assert sum(seen.add([with_other_words(text, chance, 8) for text in texts])) == 0
-    assert sum(seen.add([passage(chance) for _ in range(200)])) == 0
+    assert seen.add([chunk(POLICY), chunk(POLICY, title="Other"), chunk(POLICY, section="Part")]) == [False] * 3
+    assert seen.add([chunk(POLICY, source="copy.md")]) == [True]
 
 
-def test_within_one_call_the_first_stays():
-    text = passage(random.Random(2))
-    assert NearDuplicates().add([text, text + " once", text]) == [False, True, True]
+def staged(tmp_path, *sources):
+    stage = Stage(tmp_path / "spool", Chunking())
+    for number, texts in enumerate(sources):
+        stage.begin(f"{number}", "")
+        stage.document(0, [chunk(text, source=f"{number}") for text in texts])
+    return stage.finish()
 
 
-def test_how_texts_are_divided_into_calls_changes_nothing():
-    chance = random.Random(3)
-    texts = [passage(chance) for _ in range(120)]
-    texts += [with_other_words(chance.choice(texts), chance, number % 5) for number in range(120)]
-    chance.shuffle(texts)
-    found = []
-    for size in (1, 7, 240):
-        seen = NearDuplicates()
-        found.append([near for start in range(0, 240, size) for near in seen.add(texts[start : start + size])])
-    assert found[0] == found[1] == found[2]
-    assert 30 < sum(found[0]) < 120
-
-
-def test_passages_that_differ_in_a_number_are_both_kept():
-    text = passage(random.Random(4))
-    assert NearDuplicates().add([f"{text} 30 days", f"{text} 60 days", f"{text} 30 days"]) == [False, False, True]
-
-
-def test_short_passages_are_left_to_the_comparison_of_all_words():
-    assert NearDuplicates().add(["a few words in a row", "a few words in a row"]) == [False, False]
-
-
-def test_scripts_without_spaces_are_compared_by_character():
-    text = "会话写入数据库文件每一轮对话是两个事务备份时请使用备份命令不要手工复制文件否则可能撕裂页面"
-    changed = text.replace("备份命令", "备份程序")
-    other = "编码器把词向量取平均并归一化为单位长度查询与段落使用同一个编码器否则无法比较分数高者在前"
-    assert NearDuplicates().add([text, text + "的", other]) == [False, True, False]
-    assert NearDuplicates().add([text, changed]) == [False, False]
+def test_a_duplicate_in_a_later_batch_is_dropped_however_many_were_before_it(tmp_path):
+    lines = [f"line {number}" for number in range(256)]
+    counts = staged(tmp_path, ["see above"] * 256 + lines, lines[1:] + ["see above"] * 257)
+    assert (counts.passages, counts.duplicates, counts.near_duplicates) == (257, 767, 0)

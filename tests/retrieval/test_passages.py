@@ -111,7 +111,7 @@ def test_a_filter_selects_the_rows_of_documents_that_match_every_pattern(opened,
     bounds = np.cumsum([0, *(count for *_, count in DOCUMENTS)])
     expected = [row for number in documents for row in range(bounds[number], bounds[number + 1])]
     assert opened.filter(where).tolist() == expected
-    assert opened.filter(where) is opened.filter(dict(reversed(where.items())))
+    assert opened.filter(dict(reversed(where.items()))).tolist() == expected
 
 
 def test_a_filter_that_cannot_be_names_what_is_wrong(opened):
@@ -121,9 +121,18 @@ def test_a_filter_that_cannot_be_names_what_is_wrong(opened):
         opened.filter({"title": "[z-a]"})
 
 
-def test_the_rows_of_a_filter_are_everybodys_and_cannot_be_changed(opened):
-    with pytest.raises(ValueError, match="read-only"):
-        opened.filter({"source": "docs/*"})[0] = 7
+def test_a_filter_is_kept_in_a_bit_a_document_and_read_once(opened, monkeypatch):
+    first = opened.filter({"source": "*"})
+    for stars in range(2, 20):
+        assert (opened.filter({"source": "*" * stars}) == first).all()
+    assert sum(kept.nbytes for kept in opened._filters.values()) == 8
+    monkeypatch.setattr(opened, "_matching", None)  # nothing is read again
+    assert (opened.filter({"source": "*" * 19}) == first).all()
+
+
+def test_passages_are_read_while_a_filter_reads_the_documents(opened, written):
+    with opened._documents_lock:
+        assert opened.rows([5]) == [written[5]]
 
 
 def test_threads_read_side_by_side(opened, written):

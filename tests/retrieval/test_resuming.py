@@ -144,12 +144,13 @@ def test_a_source_that_is_removed_leaves_no_passage(corpus, build, indexes, enco
 
 
 def test_a_duplicate_comes_back_when_the_file_that_had_its_words_first_goes(corpus, build):
-    (corpus / "zz-copy.txt").write_text((corpus / "notes.txt").read_text())
+    (corpus / "zz").mkdir()
+    (corpus / "zz" / "notes.txt").write_text((corpus / "notes.txt").read_text())
     assert build().duplicates == 1
     (corpus / "notes.txt").unlink()
     report = build()
-    assert (report.duplicates, report.embedded) == (0, 1)  # its title, which is embedded too, is another
-    assert "corpus/zz-copy.txt" in read_table(report.folder).column("source").to_pylist()
+    assert (report.duplicates, report.embedded) == (0, 0)
+    assert "corpus/zz/notes.txt" in read_table(report.folder).column("source").to_pylist()
 
 
 def test_going_back_to_what_was_embeds_nothing(corpus, build):
@@ -163,9 +164,9 @@ def test_going_back_to_what_was_embeds_nothing(corpus, build):
 
 def test_near_duplicates_are_counted_and_both_kinds_can_be_kept(corpus, build):
     text = " ".join((corpus / name).read_text() for name in ("network.md", "storage.md")).replace("#", "")
-    (corpus / "one.txt").write_text(text + " here.")
-    (corpus / "two.txt").write_text(text + " there.")
-    (corpus / "zz.txt").write_text(text + " here.")
+    for folder, end in (("one", " here."), ("two", " also here."), ("zz", " here.")):
+        (corpus / folder).mkdir()
+        (corpus / folder / "guide.txt").write_text(text + end)
     report = build()
     assert (report.duplicates, report.near_duplicates, report.passages) == (1, 1, 6)
     report = build(chunking={"drop_near_duplicates": False})

@@ -60,7 +60,7 @@ def test_a_block_that_was_half_written_is_cut_off_and_the_rest_is_good(file):
         assert (opened.vectors(opened.find(keys)) == vectors).all()
 
 
-@pytest.mark.parametrize("place", [80, 800, 1600])
+@pytest.mark.parametrize("place", [80, 800, 1600, 49, 52, 60])
 def test_a_damaged_block_is_passed_over(file, place):
     keys, vectors = filled(file)
     content = bytearray(file.read_bytes())
@@ -71,6 +71,9 @@ def test_a_damaged_block_is_passed_over(file, place):
         assert (records[:50] == -1).all()
         assert (records[50:] >= 0).all()
         assert (opened.vectors(records[50:]) == vectors[50:]).all()
+        opened.append(keys[:50], vectors[:50])
+    with VectorCache(file, "encoder", 8) as opened:
+        assert (opened.vectors(opened.find(keys)) == vectors).all()
 
 
 @pytest.mark.parametrize(("fingerprint", "dim"), [("another", 8), ("encoder", 4)])

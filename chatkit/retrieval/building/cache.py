@@ -1,8 +1,8 @@
 """Vectors that were made once: an append-only file beside the versions of an index, from which builds resume.
 
 One file an encoder: a header, then blocks of keys and float32 vectors, each block with its checksum and on the disk
-before the next batch is embedded. A block that a kill or a full disk left half is cut off when the file is opened; one
-that was damaged later is passed over, and what it held is embedded again.
+before the next batch is embedded. A last block that a kill or a full disk left half is cut off when the file is opened;
+one that was damaged later, anywhere, is passed over, and what it held is embedded again.
 """
 
 import hashlib
@@ -140,9 +140,9 @@ class VectorCache:
             self._end = len(self._header)
             return
         self._end = _HEADER.size
-        while (count := self._block_at(self._end, size)) is not None:
-            payload = self._end + _BLOCK.size
-            _, _, expected, _ = _BLOCK.unpack(os.pread(self._file, _BLOCK.size, self._end))
+        while (start := self._next_block(self._end, size)) is not None:
+            payload = start + _BLOCK.size
+            _, count, expected, _ = _BLOCK.unpack(os.pread(self._file, _BLOCK.size, start))
             length = count * (KEY_BYTES + 4 * self._dim)
             if self._checksum(payload, length) == expected:
                 raw = os.pread(self._file, count * KEY_BYTES, payload)
@@ -151,16 +151,28 @@ class VectorCache:
         if self._end < size:
             self._forget_torn()
 
-    def _block_at(self, offset: int, size: int) -> int | None:
-        """Return how many vectors the block at `offset` holds; None where no whole one stands."""
+    def _next_block(self, offset: int, size: int) -> int | None:
+        """Return where the first whole block from `offset` on begins: there, unless the head of that one is damaged."""
+        while offset < size:
+            piece = os.pread(self._file, _PIECE, offset)
+            at = piece.find(_MARK)
+            while at >= 0:
+                if self._is_block(offset + at, size):
+                    return offset + at
+                at = piece.find(_MARK, at + 1)
+            if len(piece) < _PIECE:
+                return None
+            offset += len(piece) - len(_MARK) + 1
+        return None
+
+    def _is_block(self, offset: int, size: int) -> bool:
+        """Return whether a whole block with a good head begins at `offset`."""
         raw = os.pread(self._file, _BLOCK.size, offset)
         if len(raw) < _BLOCK.size:
-            return None
+            return False
         mark, count, _, own = _BLOCK.unpack(raw)
-        if mark != _MARK or own != zlib.crc32(raw[:-4]):
-            return None
-        whole = offset + _BLOCK.size + count * (KEY_BYTES + 4 * self._dim) <= size
-        return int(count) if whole else None
+        whole: bool = offset + _BLOCK.size + count * (KEY_BYTES + 4 * self._dim) <= size
+        return mark == _MARK and own == zlib.crc32(raw[:-4]) and whole
 
     def _checksum(self, offset: int, length: int) -> int:
         crc = 0

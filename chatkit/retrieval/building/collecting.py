@@ -1,17 +1,20 @@
 """What an index keeps besides its live version, and taking away what nothing needs any more."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from chatkit.errors import BadIndex
+from chatkit.errors import BadIndex, BrokenIndex
 from chatkit.retrieval import layout, versions
 from chatkit.retrieval.building import cache, workplace
 from chatkit.retrieval.building.keys import KeyTable, text_keys
 from chatkit.retrieval.chunking import Chunk
-from chatkit.retrieval.manifest import PASSAGES, Manifest
+from chatkit.retrieval.manifest import PASSAGES, Manifest, broken
+
+_log = logging.getLogger(__name__)
 
 # A cache of more vectors than this many times the passages of the version that was just built is trimmed.
 MOST_SPARE = 3
@@ -40,6 +43,7 @@ class Collected:
 def collect(indexes: Path, name: str, *, keep: int) -> Collected:
     """Remove all but the live version and the `keep` newest before it, what killed builds left, and spare vectors.
 
+    Versions after the live one, from which somebody went back, are removed too.
     A killed build whose rest is removed begins anew when it is run again, but for vectors that a version uses.
 
     Raises:
@@ -65,6 +69,8 @@ def collect(indexes: Path, name: str, *, keep: int) -> Collected:
 def trim_cache(index: layout.IndexFolder) -> tuple[int, int]:
     """Take out of the cache what no kept version uses; returns how many vectors were kept and dropped. Needs the lock.
 
+    Where a version cannot be read, the vectors of its encoder all stay and are not counted.
+
     Raises:
         OSError: a file cannot be read or written; the cache is then as it was.
     """
@@ -83,24 +89,43 @@ def trim_cache(index: layout.IndexFolder) -> tuple[int, int]:
             file.unlink()
             continue
         users = by_file[file]
-        stays, goes = cache.trim(file, users[0][1].fingerprint, users[0][1].dim, _used(users))
+        try:
+            used = _used(users)
+        except BrokenIndex as error:
+            _log.warning("no vector was taken out of %s, for it is not known which are used: %s", file.name, error)
+            continue
+        stays, goes = cache.trim(file, users[0][1].fingerprint, users[0][1].dim, used)
         kept, dropped = kept + stays, dropped + goes
     return kept, dropped
 
 
 def _used(users: Sequence[tuple[Path, Manifest]]) -> KeyTable:
-    """Return the keys of all passages of some versions."""
-    import pyarrow.parquet
+    """Return the keys of all passages of some versions.
+
+    Raises:
+        BrokenIndex: the passages of one cannot be read.
+    """
+    import pyarrow
 
     used = KeyTable()
     for folder, manifest in users:
-        with pyarrow.parquet.ParquetFile(str(folder / PASSAGES)) as table:
-            for rows in table.iter_batches(batch_size=_TOGETHER, columns=["title", "section", "text"]):
-                columns = [rows.column(name).to_pylist() for name in ("title", "section", "text")]
-                prefix = manifest.encoder.passage_prefix
-                texts = [prefix + Chunk.embedded_of(*values) for values in zip(*columns, strict=True)]
+        try:
+            for texts in _embedded(folder, manifest.encoder.passage_prefix):
                 used.add(text_keys(texts), np.zeros(len(texts), dtype=np.int64))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise broken(folder / PASSAGES, f"cannot be read as Parquet ({error})") from error
     return used
+
+
+def _embedded(folder: Path, prefix: str) -> Iterator[list[str]]:
+    """Yield what the encoder read of the passages of a version, some at a time."""
+    import pyarrow.parquet
+
+    names = ["title", "section", "text"]
+    with pyarrow.parquet.ParquetFile(str(folder / PASSAGES)) as table:
+        for rows in table.iter_batches(batch_size=_TOGETHER, columns=names):
+            columns = [rows.column(name).to_pylist() for name in names]
+            yield [prefix + Chunk.embedded_of(*values) for values in zip(*columns, strict=True)]
 
 
 def _size(folder: Path) -> int:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -167,6 +167,8 @@ class _Cutter:
             self._read(entry, row)
         except Unreadable as error:
             row.reason = str(error)
+        if entry.source in self._reader.disturbed:
+            row.digest = ""  # unknown: the next build reads it again
         parts = list(self._reader.left_out[left_out:])
         row.whole = not row.reason and not parts
         for part in parts:
@@ -175,7 +177,7 @@ class _Cutter:
 
     def _read(self, entry: SourceEntry, row: SourceRow) -> None:
         found = False
-        for number, document in enumerate(entry.documents(self._reader)):
+        for number, document in enumerate(_told_apart(entry.documents(self._reader))):
             if not self._takes(document.source):
                 found = True
                 continue
@@ -187,3 +189,15 @@ class _Cutter:
 
     def _cut(self, document: Document, entry: SourceEntry) -> list[Chunk]:
         return list(cut(document, self._chunking, self._count, source=entry.source))
+
+
+def _told_apart(documents: Iterator[Document]) -> Iterator[Document]:
+    """Yield documents, with a number for one that is named as the one before it: `rows.jsonl#7`, `rows.jsonl#7-2`.
+
+    What follows under one name would count as one document, whose passages are read together.
+    """
+    name, times = "", 0
+    for document in documents:
+        times = times + 1 if document.source == name else 1
+        name = document.source
+        yield document if times == 1 else replace(document, source=f"{name}-{times}")

@@ -111,3 +111,18 @@ class KeyTable:
     def _slots_of(self, keys: Keys) -> NDArray[np.uint64]:
         slots: NDArray[np.uint64] = keys[:, 0] & self._mask
         return slots
+
+
+class Seen:
+    """Tells of each key whether it is the first of its kind."""
+
+    def __init__(self) -> None:
+        self._table = KeyTable()
+
+    def add(self, keys: Keys) -> list[bool]:
+        """Return for each of the (n, 2) keys whether no equal one came before it, in this call or an earlier one."""
+        new = self._table.find(keys) < 0
+        numbers = np.arange(int(new.sum()), dtype=np.int64)
+        new[new] = self._table.add(keys[new], numbers) == numbers
+        first: list[bool] = new.tolist()
+        return first

@@ -2,7 +2,7 @@
 
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chatkit.errors import BadIndex
@@ -12,6 +12,7 @@ from chatkit.retrieval.building.embedding import embedded_texts
 from chatkit.retrieval.building.keys import text_keys
 from chatkit.retrieval.building.progress import Meter
 from chatkit.retrieval.building.shards import CHUNKS, FILE, Shard
+from chatkit.retrieval.building.spool import Staged
 from chatkit.retrieval.building.staging import Stage
 from chatkit.retrieval.writing import SourceRow
 
@@ -73,10 +74,13 @@ def import_vectors(shards: Sequence[Shard], cache: VectorCache, prefix: str, met
 
 
 def stage_merged(shards: Sequence[Shard], stage: Stage, meter: Meter) -> None:
-    """Stage the chunks of all shards in the order in which one process would have met them."""
+    """Stage the chunks of all shards in the order in which one process would have met them.
+
+    Raises:
+        BadIndex: two shards have the same document.
+    """
     rows = rows_of(shards)
-    ordered = heapq.merge(*(shard.chunks() for shard in shards), key=lambda entry: entry.order)
-    groups = itertools.groupby(ordered, key=lambda entry: entry.chunk.source)
+    groups = itertools.groupby(_in_order(shards), key=lambda entry: entry.chunk.source)
     following = next(groups, None)
     stage.count_dropped(sum(shard.duplicates for shard in shards))
     for done, row in enumerate(rows, start=1):
@@ -90,6 +94,20 @@ def stage_merged(shards: Sequence[Shard], stage: Stage, meter: Meter) -> None:
     stage.rows += _parts(shards)
 
 
+def _in_order(shards: Sequence[Shard]) -> Iterator[Staged]:
+    tagged = (zip(shard.chunks(), itertools.repeat(shard.number), strict=False) for shard in shards)
+    last: tuple[tuple[str, int], int] | None = None
+    for entry, shard in heapq.merge(*tagged, key=lambda pair: pair[0].order):
+        document = entry.order[:2]
+        if last is not None and last[0] == document and last[1] != shard:
+            raise BadIndex(
+                f"shards {last[1]} and {shard} both have the document {entry.chunk.document!r} of "
+                f"{entry.chunk.source!r}; with --already-split a source has to be in one shard only: make them again"
+            )
+        last = document, shard
+        yield entry
+
+
 def rows_of(shards: Sequence[Shard]) -> list[SourceRow]:
     """Return one row for each source that any shard read, by name."""
     merged: dict[str, SourceRow] = {}
@@ -97,7 +115,9 @@ def rows_of(shards: Sequence[Shard]) -> list[SourceRow]:
         if row.part:
             continue
         whole = merged.setdefault(row.source, SourceRow(row.source, row.digest))
-        if whole.digest != row.digest:
+        if not row.digest or not whole.digest:
+            whole.digest = ""  # a shard lost something of it to a fault that may pass, or it is never known
+        elif whole.digest != row.digest:
             raise BadIndex(
                 f"two shards read different things under the name {row.source!r}; give every source one name, and make "
                 f"those shards again where it changed between"

@@ -53,8 +53,8 @@ class BuildReport:
     Attributes:
         up_to_date: sources and settings are those of the live version, nothing was built.
         embedded: chunks that the encoder ran on.
-        duplicates: chunks left out because their words are in the index already.
-        near_duplicates: chunks left out because nearly all their words stand together in one that is.
+        duplicates: chunks left out because the index has their title, section and text already.
+        near_duplicates: chunks left out that differ from one in the index in spelling or markup only.
         vectors: kind of the Faiss index.
     """
 

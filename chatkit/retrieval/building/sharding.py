@@ -70,7 +70,7 @@ def embed_shard(
     job = _Job(out, share, plan, encoder, embedding or InProcess(encoder), options, meter)
     with told_of_the_disk(f"the shard {share.number}/{share.of}", out), _alone(work):
         staged, embedded = job.run(work, digest, lambda stage: job.cut(found, stage, Share() if is_split else share))
-    shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)  # still alone: what the next one makes here stays
     return ShardReport(
         folder=folder_of(out, share),
         number=share.number,

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit.errors import BrokenIndex, InvalidRequest
-from chatkit.retrieval import writing
+from chatkit.retrieval import layout, writing
 from chatkit.retrieval.building import spool
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.cutting import Share
@@ -60,7 +60,7 @@ def folder_of(out: Path, share: Share) -> Path:
 def write_shard(
     out: Path, share: Share, staged: Staging, cache: VectorCache, plan: dict[str, Any], prefix: str, meter: Meter
 ) -> Path:
-    """Write a shard whose chunks are all embedded; it replaces one of the same number in one step.
+    """Write a shard whose chunks are all embedded; it is on the disk, in place of one of the same number, on return.
 
     Raises:
         OSError: the disk is full or cannot be written.
@@ -85,9 +85,14 @@ def write_shard(
         files[name] = {"size": (beside / name).stat().st_size, "sha256": sha256_of(beside / name)}
     counts = {"passages": staged.counts.passages, "duplicates": staged.counts.duplicates}
     table = {"format": _FORMAT, "number": share.number, "of": share.of, "plan": plan, "counts": counts, "files": files}
-    (beside / FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
+    with (beside / FILE).open("w", encoding="utf-8") as stream:
+        stream.write(json.dumps(table, indent=2) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    layout.sync(beside)
+    shutil.rmtree(folder, ignore_errors=True)  # of two folders one cannot take the other's place in one step
     beside.rename(folder)
+    layout.sync(out)
     return folder
 
 

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from chatkit.retrieval.building.keys import KeyTable, keys_of
+from chatkit.retrieval.building.keys import Seen, keys_of
 from chatkit.retrieval.building.near import NearDuplicates
 from chatkit.retrieval.building.spool import SpoolWriter, Staged
 from chatkit.retrieval.chunking import Chunk, Chunking
@@ -39,7 +37,7 @@ class Stage:
         """
         self.rows: list[SourceRow] = []
         self._spool = SpoolWriter(file)
-        self._seen = KeyTable() if chunking.drop_duplicates else None
+        self._seen = Seen() if chunking.drop_duplicates else None
         self._near = NearDuplicates() if near and chunking.drop_near_duplicates else None
         self._buffer: list[tuple[SourceRow, Staged]] = []
         self._duplicates = 0
@@ -86,13 +84,11 @@ class Stage:
         if not fresh:
             return
         if self._seen is not None:
-            keys = keys_of(entry.chunk.sameness for _, entry in fresh)
-            numbers = np.arange(self._taken_before(), self._taken_before() + len(fresh), dtype=np.int64)
-            new = (self._seen.add(keys, numbers) == numbers).tolist()
+            new = self._seen.add(keys_of(entry.chunk.sameness for _, entry in fresh))
             self._duplicates += new.count(False)
             fresh = self._kept(fresh, new)
         if self._near is not None:
-            near = self._near.add([entry.chunk.text for _, entry in fresh])
+            near = self._near.add([entry.chunk for _, entry in fresh])
             self._near_duplicates += near.count(True)
             fresh = self._kept(fresh, [not is_near for is_near in near])
         for place, (row, _) in enumerate(fresh):
@@ -100,10 +96,6 @@ class Stage:
                 row.first_row = self._spool.rows + place
             row.chunks += 1
         self._spool.add([entry for _, entry in fresh])
-
-    def _taken_before(self) -> int:
-        """Return a number above those that the table gave out."""
-        return len(self._seen) if self._seen is not None else 0
 
     def _kept(self, entries: list[tuple[SourceRow, Staged]], keep: list[bool]) -> list[tuple[SourceRow, Staged]]:
         for (row, _), kept in zip(entries, keep, strict=True):

@@ -53,6 +53,7 @@ def is_of(manifest: Manifest, plan: Plan, options: BuildOptions) -> bool:
         cuts_alike(manifest, plan)
         and plan["sources_sha256"] == manifest.sources_sha256 != ""
         and manifest.vectors.kind == kind_for(manifest.passages, plan, options).name
+        and (not manifest.vectors.search or manifest.vectors.recall == options.recall)
     )
 
 
@@ -105,7 +106,7 @@ def write(
         duplicates=counts.duplicates,
         near_duplicates=counts.near_duplicates,
         skipped=sum(bool(row.reason) for row in staged.rows),
-        sources_sha256=plan["sources_sha256"],
+        sources_sha256=plan["sources_sha256"] if all(row.digest or row.part for row in staged.rows) else "",
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         built_by=_built_by(),
         files=writing.entries(folder, written),

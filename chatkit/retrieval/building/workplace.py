@@ -70,6 +70,17 @@ class Workplace:
             (self.folder / name).unlink(missing_ok=True)
         return self.folder
 
+    def shrink(self) -> None:
+        """Keep only staged chunks that are whole, from which the next build goes on: the disk may be full."""
+        kept = (_SPOOL, _NOTE, SOURCES) if (self.folder / _NOTE).is_file() else ()
+        for entry in self.folder.glob("*"):
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name not in kept:
+                entry.unlink(missing_ok=True)
+        if not kept:
+            self.remove()
+
     def remove(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)

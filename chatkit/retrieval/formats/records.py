@@ -1,5 +1,6 @@
 """Records of named values, each a document: the lines of a JSONL file; and how any record becomes a document."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,9 +66,17 @@ def of_record(record: Mapping[str, Any], source: str, number: str, stem: str) ->
     if not text.strip():
         return None
     id_field = _first(named, record, ID)
-    identity = str(record[id_field])[:_LONGEST_ID] if id_field else number
+    identity = _short(str(record[id_field])) if id_field else number
     title = " ".join(str(record[title_field]).split()) if title_field else f"{stem} {identity}"
     return Document(f"{source}#{identity}", title, text, (Section("", 0, len(text)),))
+
+
+def _short(identity: str) -> str:
+    """Return an id that names a document: a long one is cut, and told from others that begin alike by its hash."""
+    if len(identity) <= _LONGEST_ID:
+        return identity
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{identity[: _LONGEST_ID - 17]}-{digest}"
 
 
 def text_field_of(names: list[str]) -> str | None:
