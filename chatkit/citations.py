@@ -30,8 +30,8 @@ TELLING = 2.0
 BESIDE = 0.1
 # Sentences of one passage that are compared; a passage of an index has far fewer.
 MOST_SENTENCES = 64
-# Texts that have nothing to do with one another. Where their mean cosine is above the usual, the encoder's vectors never
-# point away from each other, and a cosine says something from that mean on.
+# Texts that have nothing to do with one another. Where their mean cosine is above the usual, the encoder's vectors
+# never point away from each other, and a cosine says something from that mean on.
 UNRELATED = (
     "Bread rises for two hours.",
     "Which port is open?",
