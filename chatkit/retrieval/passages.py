@@ -4,7 +4,6 @@ Row number = number of the vector = number in the lexical index. Rows are ordere
 """
 
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatkit.errors import InvalidRequest
+from chatkit.retrieval import globs
 from chatkit.retrieval.manifest import FILE, PASSAGES, Manifest, broken
 from chatkit.types import Passage
 
@@ -39,7 +39,6 @@ _FIELDS = {
     "text": "string",
 }
 _DOCUMENT_FIELDS = {**dict.fromkeys(FILTERS, "string"), "row": "int64"}
-_GLOB = re.compile(r"\*|\?|\[!?\]?[^]]*\]")
 
 
 class Row(Protocol):
@@ -201,7 +200,8 @@ class Passages:
         self._lock = threading.Lock()
         self._reads = 0
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._filters: OrderedDict[tuple[tuple[str, str], ...], NDArray[np.int64]] = OrderedDict()
+        self._documents_lock = threading.Lock()  # a filter reads a whole column, which no other search waits for
+        self._filters: OrderedDict[tuple[tuple[str, str], ...], NDArray[np.uint8]] = OrderedDict()
 
     @classmethod
     def open(cls, folder: Path, manifest: Manifest | None = None) -> "Passages":
@@ -269,26 +269,30 @@ class Passages:
         for name in where:
             if name not in FILTERS:
                 raise InvalidRequest(f"a filter names {name[:40]!r}, expected {', '.join(map(repr, FILTERS))}")
+        firsts = self._first_rows()
+        mask = np.unpackbits(self._documents_within(where), count=len(firsts)).view(np.bool_)
+        return np.flatnonzero(np.repeat(mask, np.diff(firsts, append=len(self))))
+
+    def _documents_within(self, where: Mapping[str, str]) -> NDArray[np.uint8]:
+        """Return a bit for each document, which is all that is kept of a filter: rows take 64 bits each."""
         key = tuple(sorted(where.items()))
-        with self._lock:
+        with self._documents_lock:
             if (kept := self._filters.get(key)) is not None:
                 self._filters.move_to_end(key)
                 return kept
-        firsts = self._first_rows()
-        mask = np.ones(len(firsts), dtype=bool)
+        mask = np.ones(len(self._first_rows()), dtype=bool)
         for name, pattern in where.items():
             mask &= self._matching(name, pattern)
-        rows = np.flatnonzero(np.repeat(mask, np.diff(firsts, append=len(self))))
-        rows.setflags(write=False)
-        with self._lock:
-            self._filters[key] = rows
+        bits = np.packbits(mask)
+        with self._documents_lock:
+            self._filters[key] = bits
             while len(self._filters) > _FILTERS_KEPT:
                 self._filters.popitem(last=False)
-        return rows
+        return bits
 
     def close(self) -> None:
         """Close both files; no call may be under way."""
-        with self._lock:
+        with self._lock, self._documents_lock:
             self._cache.clear()
             self._table.close(force=True)
             self._documents.close(force=True)
@@ -310,7 +314,7 @@ class Passages:
         return table
 
     def _first_rows(self) -> NDArray[np.int64]:
-        with self._lock:
+        with self._documents_lock:
             if self._document_rows is None:
                 table = self._read(DOCUMENTS, lambda: self._documents.read(columns=["row"], use_threads=False))
                 self._document_rows = table.column("row").to_numpy()
@@ -319,14 +323,14 @@ class Passages:
     def _matching(self, name: str, pattern: str) -> NDArray[np.bool_]:
         import pyarrow.compute
 
-        with self._lock:
+        with self._documents_lock:
             table = self._read(DOCUMENTS, lambda: self._documents.read(columns=[name], use_threads=False))
         column = table.column(name)
-        if not _GLOB.search(pattern):
+        if not globs.GLOB.search(pattern):
             matched = pyarrow.compute.equal(column, pattern)
         else:
             try:
-                matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+                matched = pyarrow.compute.match_substring_regex(column, globs.regex(pattern))
             except pyarrow.ArrowInvalid as error:
                 raise InvalidRequest(f"{pattern[:80]!r} is no pattern for {name} ({error}); write e.g. [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)
@@ -381,19 +385,3 @@ def _release() -> None:
     import pyarrow
 
     pyarrow.default_memory_pool().release_unused()
-
-
-def _regex(pattern: str) -> str:
-    """Return what matches a whole text as the pattern does, in RE2's words."""
-    parts, end = [], 0
-    for match in _GLOB.finditer(pattern):
-        parts.append(re.escape(pattern[end : match.start()]))
-        found, end = match.group(), match.end()
-        if found in "*?":
-            parts.append(".*" if found == "*" else ".")
-        else:
-            inside = found[1:-1]
-            negated = "^" if inside.startswith("!") else ""
-            inside = inside.removeprefix("!").replace("\\", "\\\\").replace("[", r"\[").replace("]", r"\]")
-            parts.append(f"[{negated}{inside.replace('^', chr(92) + '^')}]" if inside else re.escape(found))
-    return f"^(?s:{''.join(parts)}{re.escape(pattern[end:])})$"

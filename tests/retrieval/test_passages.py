@@ -111,7 +111,7 @@ def test_a_filter_selects_the_rows_of_documents_that_match_every_pattern(opened,
     bounds = np.cumsum([0, *(count for *_, count in DOCUMENTS)])
     expected = [row for number in documents for row in range(bounds[number], bounds[number + 1])]
     assert opened.filter(where).tolist() == expected
-    assert opened.filter(where) is opened.filter(dict(reversed(where.items())))
+    assert opened.filter(dict(reversed(where.items()))).tolist() == expected
 
 
 def test_a_filter_that_cannot_be_names_what_is_wrong(opened):
@@ -121,9 +121,29 @@ def test_a_filter_that_cannot_be_names_what_is_wrong(opened):
         opened.filter({"title": "[z-a]"})
 
 
-def test_the_rows_of_a_filter_are_everybodys_and_cannot_be_changed(opened):
-    with pytest.raises(ValueError, match="read-only"):
-        opened.filter({"source": "docs/*"})[0] = 7
+def test_filters_that_were_asked_keep_a_bit_for_each_document_and_read_nothing_again(opened, monkeypatch):
+    for stars in range(1, 30):
+        opened.filter({"source": "*" * stars})
+    assert sum(kept.nbytes for kept in opened._filters.values()) <= 8
+    monkeypatch.setattr(opened, "_matching", None)
+    rows = opened.filter({"source": "*" * 29})
+    assert len(rows) == len(opened)
+    rows[0] = 7
+    assert opened.filter({"source": "*" * 29})[0] == 0
+
+
+def test_a_filter_being_read_keeps_nobody_from_reading_passages(opened, monkeypatch):
+    real, read = opened._documents.read, []
+
+    def slow(**options):
+        reader = threading.Thread(target=lambda: read.append(opened.rows([0])), daemon=True)
+        reader.start()
+        reader.join(10)
+        assert read
+        return real(**options)
+
+    monkeypatch.setattr(opened._documents, "read", slow)
+    assert len(opened.filter({"source": "docs/a.md"})) == 700
 
 
 def test_threads_read_side_by_side(opened, written):
