@@ -10,7 +10,7 @@ import pytest
 
 from chatkit.errors import BrokenIndex, ConfigError
 from chatkit.retrieval import words
-from chatkit.retrieval.lexical import ENGINE, Lexical, LexicalWriter, entry
+from chatkit.retrieval.lexical import ENGINE, Lexical, LexicalWriter, _runs, entry
 from chatkit.retrieval.manifest import LexicalEntry
 
 TEXTS = [
@@ -156,6 +156,28 @@ def test_a_selection_is_searched_inside_the_index(tmp_path):
         assert found == pytest.approx({row: everything[row] for row in selected.tolist()}, rel=1e-5)
     assert opened.search("common", 5, np.empty(0, np.int64)) == []
     assert [row for row, _ in opened.search("number17", 1, np.arange(18))] == [17]
+    opened.close()
+
+
+def test_a_selection_of_very_many_scattered_rows_is_sifted_and_never_listed(tmp_path, monkeypatch):
+    chance = np.random.default_rng(3)
+    texts = [" ".join(["port"] * int(chance.integers(1, 60)) + ["tide"] * (n % 7 == 0)) for n in range(4000)]
+    texts[1234] += " lighthouse"
+    write(tmp_path, texts, step=1000)
+    opened = Lexical.alone(tmp_path)
+    everything = opened.search("port tide", 4000)
+    for chosen in (np.arange(0, 4000, 2), np.flatnonzero(chance.random(4000) < 0.4), np.arange(3, 3000, 3)):
+        inside = set(chosen.tolist())
+        expected = [hit for hit in everything if hit[0] in inside]
+        listed = opened._hits(opened._within(_runs(chosen)), 4000)
+        assert sorted(row for row, _ in listed) == sorted(inside)
+        with monkeypatch.context() as patch:
+            patch.setattr(opened, "_within", None)
+            found = opened.search("port tide", 20, chosen)
+            assert [score for _, score in found] == [score for _, score in expected[:20]]
+            assert {row for row, _ in found} <= inside
+            assert opened.search("lighthouse", 5, np.union1d(chosen, [1234]))[0][0] == 1234
+        assert len(opened.search("port", 4000, chosen)) == len(chosen)
     opened.close()
 
 
