@@ -30,6 +30,19 @@ TELLING = 2.0
 BESIDE = 0.1
 # Sentences of one passage that are compared; a passage of an index has far fewer.
 MOST_SENTENCES = 64
+# Texts that have nothing to do with one another. Where their mean cosine is above the usual, the encoder's vectors
+# never point away from each other, and a cosine says something from that mean on.
+UNRELATED = (
+    "Bread rises for two hours.",
+    "Which port is open?",
+    "My uncle plays chess badly.",
+    "Glaciers move slowly downhill.",
+    "Taxes were lowered last year.",
+    "She painted every wall green.",
+    "An electron has negative charge.",
+    "No trains run tonight.",
+)
+_USUAL_BACKGROUND = 0.15
 # Passages whose sentences' vectors are kept, some 10 sentences of 384 floats each: about 15 MB.
 KEPT_PASSAGES = 1024
 
@@ -39,7 +52,8 @@ class Evidence:
     """What speaks for one sentence being supported by one passage: by that piece of it for which the most speaks.
 
     Attributes:
-        cosine: of the sentence to the piece, which is a sentence of the passage or two in a row.
+        cosine: of the sentence to the piece, which is a sentence of the passage or two in a row; less what the encoder
+            gives to any two texts.
         coverage: share of the sentence's words that are in the piece, 0..1; numbers and names weigh more.
         missing: a number of the sentence is not in the piece, or a name is not in the passage.
         quoted: the sentence stands in the passage word by word.
@@ -68,7 +82,7 @@ class Attributor:
     """Attributes sentences to passages with an encoder, and keeps the vectors of passages that were seen.
 
     Args:
-        encoder: any; vectors of unit length are taken as they are.
+        encoder: any; its vectors may have any length and may all be alike.
         threshold: score from which a sentence is supported.
     """
 
@@ -76,6 +90,7 @@ class Attributor:
         self._encoder = encoder
         self._threshold = threshold
         self._kept: OrderedDict[str, _Pieces] = OrderedDict()
+        self._floor: float | None = None  # of cosines; known once something was encoded
 
     async def cite(self, text: str, passages: Sequence[Passage]) -> tuple[Citation, ...]:
         """Return one citation a sentence of `text`, in order; none where no passage has text, or the encoder fails."""
@@ -101,8 +116,12 @@ class Attributor:
         """
         keys = [_key(passage) for passage in passages]
         new = {key: _Pieces(passage) for key, passage in zip(keys, passages, strict=True) if key not in self._kept}
-        texts = [*sentences, *(text for pieces in new.values() for text in pieces.texts)]
-        vectors = await self._encoder.encode(texts)
+        unrelated = UNRELATED if self._floor is None else ()
+        texts = [*sentences, *(text for pieces in new.values() for text in pieces.texts), *unrelated]
+        vectors = _unit(await self._encoder.encode(texts))
+        if unrelated:
+            self._floor = _floor_of(vectors[-len(unrelated) :])
+        floor = self._floor or 0.0
         at = len(sentences)
         own = vectors[:at]
         for pieces in new.values():
@@ -111,7 +130,7 @@ class Attributor:
         found = {key: new.get(key) or self._kept[key] for key in keys}
         self._keep(found)
         said = [_Sentence(sentence) for sentence in sentences]
-        near = {key: (own @ pieces.vectors.T).tolist() for key, pieces in found.items()}
+        near = {key: ((own @ pieces.vectors.T - floor) / (1 - floor)).tolist() for key, pieces in found.items()}
         return [[found[key].evidence(one, near[key][at]) for key in keys] for at, one in enumerate(said)]
 
     def _keep(self, found: "dict[str, _Pieces]") -> None:
@@ -173,6 +192,19 @@ class _Pieces:
             for cosine, stems in zip(cosines, self._stems, strict=True)
         ]
         return max(found, key=lambda one: (one.score, one.cosine))
+
+
+def _unit(vectors: Any) -> Any:
+    """Return the vectors, (n, dim), at length one; one of zeros stays."""
+    lengths = (vectors * vectors).sum(axis=1, keepdims=True) ** 0.5
+    return vectors / (lengths + (lengths == 0))
+
+
+def _floor_of(unrelated: Any) -> float:
+    """Return the cosine that counts as none at all, given unit vectors of texts that have nothing in common."""
+    count = len(unrelated)
+    background = (float((unrelated @ unrelated.T).sum()) - count) / (count * (count - 1))
+    return min(0.99, background) if background > _USUAL_BACKGROUND else 0.0
 
 
 def _coverage(sentence: _Sentence, stems: frozenset[str]) -> float:

@@ -64,7 +64,8 @@ class Passage:
     Attributes:
         id: stable across rebuilds of the same content.
         text: the words themselves; empty where only the reference was kept.
-        start, end: character offsets of `text` in the document.
+        start, end: character offsets of `text` in the document; where neighbours were read with it, those of the first
+            word and the last, and headings between them are not in `text`.
         score: what the ranking used, higher is better.
         text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
         page: from 1; 0 where the format has no pages.

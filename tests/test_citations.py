@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -113,6 +114,8 @@ async def test_the_vectors_of_a_passage_are_made_once_and_again_when_its_text_ch
     encoder = WordEncoder()
     attributor = Attributor(encoder)
     await attributor.cite("One sentence.", [GAME])
+    assert tuple(encoder.texts[6:]) == citations.UNRELATED
+    del encoder.texts[6:]
     assert len(encoder.texts) == 1 + 5  # three sentences of the passage and two pairs
     await attributor.cite("Another sentence.", [GAME])
     assert encoder.texts[6:] == ["Another sentence."]
@@ -130,6 +133,19 @@ async def test_an_encoder_that_fails_costs_the_citations_and_not_the_answer(capl
     assert await Attributor(Broken()).cite("A sentence.", [GAME]) == ()
     assert "not attributed" in caplog.text
     assert "A sentence" not in caplog.text
+
+
+@pytest.mark.parametrize(("length", "shared"), [(1.0, 0.0), (7.0, 0.0), (1.0, 3.0), (0.2, 3.0)])
+async def test_vectors_of_any_length_and_such_as_are_all_alike_support_no_more_than_others(length, shared) -> None:
+    class Other(WordEncoder):
+        async def encode(self, texts):
+            vectors = await super().encode(texts)
+            return length * np.hstack([vectors, np.full((len(texts), 1), shared, np.float32)])
+
+    text = "The defense gave up 308 points. Many bananas in the league are yellow. Monkeys eat them."
+    found = await Attributor(Other()).cite(text, [GAME, RIVER])
+    assert [one.passage_ids for one in found] == [("game",), (), ()]
+    assert found[2].score < 0.2
 
 
 async def test_the_default_encoder_knows_a_sentence_said_in_other_words() -> None:

@@ -11,6 +11,7 @@ import click
 
 from chatkit import wiring
 from chatkit.cli import setting_options
+from chatkit.cli._show import one_line, plain
 from chatkit.errors import ConfigError, InvalidRequest
 from chatkit.settings import Settings, load_settings
 from chatkit.types import Passage, RetrievalOptions
@@ -88,7 +89,10 @@ async def _search(settings: Settings, query: str, asked: RetrievalOptions) -> tu
 
 
 def _shown(passage: Passage) -> str:
-    place = " > ".join(part for part in (passage.title, passage.section) if part)
-    words = " ".join(passage.text.split())
-    snippet = words if len(words) <= _SNIPPET else words[: words.rfind(" ", 0, _SNIPPET)] + " …"
-    return f"{passage.score:.3f}  {place}\n       {passage.source}:{passage.start}-{passage.end}\n       {snippet}\n"
+    place = one_line(" > ".join(part for part in (passage.title, passage.section) if part))
+    words = one_line(passage.text)
+    if len(words) > _SNIPPET:
+        words = words[: max(words.rfind(" ", 0, _SNIPPET), 0) or _SNIPPET] + " …"
+    return (
+        f"{passage.score:.3f}  {place}\n       {plain(passage.source)}:{passage.start}-{passage.end}\n       {words}\n"
+    )

@@ -1,5 +1,6 @@
 """Pure: the scores of the two legs to one order, and to one number that says how relevant a passage is."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +44,7 @@ def fuse(
     *,
     ceiling: float = 0.0,
     background: float = 0.0,
-    nearest: float | None = None,
+    cosine_of: Callable[[int], float] | None = None,
 ) -> Fused:
     """Order candidates by the weighted sum of the scores of both legs, each as its share of that leg's best.
 
@@ -58,22 +59,23 @@ def fuse(
         weight: of the dense leg, 0 to 1.
         ceiling: the BM25 score that no passage can exceed for this query.
         background: mean cosine of unrelated texts with this encoder.
-        nearest: cosine of the best candidate, where `dense` holds inner products of vectors of any length.
+        cosine_of: place of a candidate → its cosine, where `dense` holds inner products of vectors of any length.
 
     Returns:
-        The order, and scores: the share of the best candidate times how relevant that one is.
+        The order, and scores: the share of the best candidate times how relevant that one is, by its own cosine and
+        its own words: what other candidates have says nothing of it.
     """
     likeness = cosines(dense, background)
     summed = weight * _share(likeness) + (1 - weight) * _share(lexical)
     order = np.argsort(-summed, kind="stable").astype(np.int64)
-    best = float(summed[order[0]]) if len(order) else 0.0
-    if best <= 0:
+    if not len(order) or summed[order[0]] <= 0:
         return Fused(order, np.zeros(len(order)))
-    spoken = min(1.0, _best(lexical) / (_FULL_SHARE * ceiling)) if ceiling > 0 else 0.0
+    best = int(order[0])
+    spoken = min(1.0, float(lexical[best]) / (_FULL_SHARE * ceiling)) if ceiling > 0 else 0.0
     share = _COSINE_SHARE if 0 < weight < 1 else weight
-    close = _best(likeness) if nearest is None else min(1.0, max(0.0, nearest))
-    strength = share * close + (1 - share) * spoken
-    return Fused(order, strength * summed / best)
+    close = float(likeness[best]) if cosine_of is None or share <= 0 else cosine_of(best)
+    strength = share * min(1.0, max(0.0, close)) + (1 - share) * spoken
+    return Fused(order, strength * summed / summed[best])
 
 
 def cosines(dense: Scores, background: float) -> Scores:

@@ -1,19 +1,14 @@
-"""Patterns of filters: `*`, `?` and sets of characters, in the words of a regular expression."""
+"""Patterns of filters: `*` any characters, `?` one, `[ab]` one of these."""
 
 import re
 
-_GLOB = re.compile(r"\*|\?|\[!?\]?[^]]*\]")
+GLOB = re.compile(r"\*|\?|\[!?\]?[^]]*\]")
 
 
-def is_pattern(text: str) -> bool:
-    """Return whether `text` may match another text than itself."""
-    return _GLOB.search(text) is not None
-
-
-def regex_of(pattern: str) -> str:
+def regex(pattern: str) -> str:
     """Return what matches a whole text as the pattern does, in RE2's words."""
     parts, end = [], 0
-    for match in _GLOB.finditer(pattern):
+    for match in GLOB.finditer(pattern):
         parts.append(re.escape(pattern[end : match.start()]))
         found, end = match.group(), match.end()
         if found in "*?":

@@ -27,7 +27,7 @@ from chatkit.types import Passage, QueryPart
 _THREADS = 2
 # Vectors of texts that were searched for, kept so that a follow-up encodes no more than a first question.
 _KEPT_VECTORS = 512
-# Passages that a reranker reads for a query: on a CPU each costs it as much as the whole search.
+# Passages that a reranker reads for a query that asks for no more: on a CPU each costs it as much as the whole search.
 RERANKED = 16
 
 
@@ -224,11 +224,13 @@ class VectorIndex:
     def _find(self, asked: "_Asked") -> tuple[Passage, ...]:
         rows = self._passages.filter(asked.where) if asked.where else None
         reranker = self._options.reranker if asked.rerank else None
-        most = max(asked.k, RERANKED) if reranker is not None else asked.k * (2 * asked.window + 1)
+        most = max(asked.k * (2 * asked.window + 1), RERANKED if reranker is not None else 0)
         hits = self._legs.find(asked.parts, asked.vector, most, rows=rows, weight=self._options.dense_weight)
         hits = [hit for hit in hits if hit.score >= self._options.min_score]
         if reranker is not None and hits:
-            hits = self._reranked(reranker, asked.parts[0].text, hits)
+            read = self._reranked(reranker, asked.parts[0].text, hits[: max(asked.k, RERANKED)])
+            # Those that were not read stay behind; they take the places of hits that a neighbour has taken in.
+            hits = read + [replace(hit, score=min(hit.score, read[-1].score)) for hit in hits[len(read) :]]
         return self._widened(hits, asked.k, asked.window) if asked.window else self._passages_of(hits[: asked.k])
 
     def _reranked(self, reranker: Reranker, query: str, hits: list[Hit]) -> list[Hit]:

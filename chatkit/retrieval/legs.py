@@ -1,6 +1,6 @@
 """Both legs of one version searched as one: dense and lexical candidates, scored by both, in one order."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +94,7 @@ class Legs:
             weight,
             ceiling=self._lexical.ceiling(words) if self._lexical is not None else 0.0,
             background=self._entry.background,
-            nearest=self._nearest(vector, near) if vector is not None else None,
+            cosine_of=self._cosine_of(vector, found),
         )
         return [Hit(int(found[place]), float(fused.scores[place])) for place in fused.order[:k]]
 
@@ -124,9 +124,9 @@ class Legs:
             stored, vector = normalised(stored), normalised(vector)
         return dict(zip(rows, (stored @ vector[0]).tolist(), strict=True))
 
-    def _nearest(self, vector: Vector, near: dict[int, float]) -> float | None:
-        """Return the cosine of the best row where scores are inner products."""
-        if self._metric == "cosine" or not near:
+    def _cosine_of(self, vector: Vector | None, rows: Rows) -> Callable[[int], float] | None:
+        """Return what gives the cosine of one of these rows, where the scores of the dense leg are something else."""
+        if vector is None or self._metric == "cosine":
             return None
-        best = np.array([max(near, key=near.__getitem__)], dtype=np.int64)
-        return float((normalised(self._vectors.of(best)) @ normalised(vector)[0])[0])
+        asked = normalised(vector)[0]
+        return lambda place: float((normalised(self._vectors.of(rows[place : place + 1])) @ asked)[0])

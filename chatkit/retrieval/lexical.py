@@ -31,9 +31,8 @@ _MOST_WORDS = 96
 _MOST_CHARS = 8_000
 # Selected rows are given to tantivy as ranges while these are few, else one by one.
 _MOST_RANGES = 256
-# More rows than these, in more ranges, are looked for among the best of all: so many times as many as are wanted.
-_MOST_TERMS = 10_000
-_WIDER = (8, 64, 512)
+# Of scattered rows, a search of all passages first takes so many times what holds k of them by chance.
+_SPARE = 4
 # The share of BM25's score that a word can reach at most is (k1 + 1) × its weight, with tantivy's k1.
 _K1 = 1.2
 
@@ -191,33 +190,34 @@ class Lexical:
             return []
         query = self._any_of(weights)
         if rows is None:
-            return self._ranked(query, k)
-        rows = np.unique(rows)
-        cuts = np.flatnonzero(np.diff(rows) > 1)
-        if len(rows) > _MOST_TERMS and len(cuts) >= _MOST_RANGES:
-            found = self._among_the_best(query, k, rows)
-            if found is not None:
-                return found
+            return self._hits(query, k)
+        runs = _runs(np.unique(rows))
+        if len(runs) > _MOST_RANGES and (found := self._sifted(query, k, runs)) is not None:
+            return found
         must = self._tantivy.Occur.Must
-        return self._ranked(self._tantivy.Query.boolean_query([(must, self._within(rows, cuts)), (must, query)]), k)
+        return self._hits(self._tantivy.Query.boolean_query([(must, self._within(runs)), (must, query)]), k)
 
-    def _ranked(self, query: Any, k: int) -> list[tuple[int, float]]:
+    def _hits(self, query: Any, k: int) -> list[tuple[int, float]]:
         hits = self._searcher.search(query, min(k, len(self)), count=False).hits
         found = self._searcher.fast_field_values(_ROW, [address for _, address in hits])
         return [(int(row), float(score)) for row, (score, _) in zip(found, hits, strict=True)]
 
-    def _among_the_best(self, query: Any, k: int, rows: NDArray[np.int64]) -> list[tuple[int, float]] | None:
-        """Return the best `k` of `rows`, ascending ones, out of the best of all; None where too few are among them.
+    def _sifted(self, query: Any, k: int, runs: NDArray[np.int64]) -> list[tuple[int, float]] | None:
+        """Return the best within many rows out of the best of all; None where listing the rows is less work.
 
-        A selection adds nothing to a score, so the best of all that are selected are the best of the selected.
+        A filter that half of the passages match would otherwise be a query of millions of terms, made for each search.
         """
-        for wider in _WIDER:
-            best = self._ranked(query, k * wider)
-            found = np.array([row for row, _ in best], dtype=np.int64)
-            selected = rows[np.minimum(np.searchsorted(rows, found), len(rows) - 1)] == found
-            own = [hit for hit, is_own in zip(best, selected.tolist(), strict=True) if is_own]
-            if len(own) >= k or len(best) < k * wider:
-                return own[:k]
+        count = int((runs[:, 1] - runs[:, 0]).sum()) + len(runs)
+        depth = _SPARE * k * len(self) // count
+        while depth < count:
+            hits = self._hits(query, depth)
+            rows = np.array([row for row, _ in hits], dtype=np.int64)
+            last = runs[np.searchsorted(runs[:, 0], rows, side="right") - 1, 1]
+            inside = (rows >= runs[0, 0]) & (rows <= last)
+            found = [hit for hit, fits in zip(hits, inside.tolist(), strict=True) if fits]
+            if len(found) >= k or len(hits) < depth:
+                return found[:k]
+            depth *= 4
         return None
 
     def words_of(self, query: str) -> dict[str, float]:
@@ -253,19 +253,23 @@ class Lexical:
             [(should, term if weight == 1 else queries.boost_query(term, weight)) for term, weight in terms]
         )
 
-    def _within(self, rows: NDArray[np.int64], cuts: NDArray[np.int64]) -> Any:
-        """Return the query that holds these rows, ascending with gaps after `cuts`, and adds nothing to a score."""
+    def _within(self, runs: NDArray[np.int64]) -> Any:
+        """Return the query that holds the rows of these runs and adds nothing to a score."""
         queries, kind = self._tantivy.Query, self._tantivy.FieldType.Unsigned
-        if len(cuts) < _MOST_RANGES and len(rows) > 2 * len(cuts) + 2:
-            firsts, lasts = rows[np.r_[0, cuts + 1]].tolist(), rows[np.r_[cuts, len(rows) - 1]].tolist()
-            ranges = [
-                queries.range_query(self._schema, _ROW, kind, first, last)
-                for first, last in zip(firsts, lasts, strict=True)
-            ]
+        lengths = runs[:, 1] - runs[:, 0] + 1
+        if len(runs) <= _MOST_RANGES and lengths.sum() > 2 * len(runs):
+            ranges = [queries.range_query(self._schema, _ROW, kind, first, last) for first, last in runs.tolist()]
             selected = queries.boolean_query([(self._tantivy.Occur.Should, each) for each in ranges])
         else:
-            selected = queries.term_set_query(self._schema, _ROW, rows.tolist())
+            rows = [row for first, last in runs.tolist() for row in range(first, last + 1)]
+            selected = queries.term_set_query(self._schema, _ROW, rows)
         return queries.const_score_query(selected, 0.0)
+
+
+def _runs(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return first and last of each run of rows that follow one another, (n, 2); `rows` ascend."""
+    cuts = np.flatnonzero(np.diff(rows) > 1)
+    return np.column_stack([rows[np.r_[0, cuts + 1]], rows[np.r_[cuts, len(rows) - 1]]])
 
 
 def _opened(folder: Path) -> tuple[Any, Path | None]:

@@ -1,11 +1,15 @@
 """The indexes of a running service: opened when first asked for, and followed when another version is made live."""
 
 import asyncio
+import errno
 import logging
+import math
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from chatkit.errors import BadIndex, ChatkitError, NotFound, Unavailable
@@ -24,6 +28,9 @@ CHECK_EVERY_S = 1.0
 MOST_OPEN = 16
 # Indexes that are opened beside each other.
 _THREADS = 2
+# Seconds until an index is tried again that failed for want of memory, files or its encoder, and not for what it is.
+RETRY_S = 10.0
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EIO, errno.EAGAIN)
 # How often a version is tried that another one replaced while it was being opened.
 _ATTEMPTS = 5
 
@@ -39,12 +46,26 @@ class _Open:
         self.retired = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A version that could not be opened: where its pointer was, what was said, and until when it is not tried."""
+
+    pointer: Pointer | None
+    said: str
+    until: float
+
+    def stands(self, pointer: Pointer | None) -> bool:
+        """Return whether the live version is still this one, and not to be tried yet."""
+        return self.pointer == pointer and time.monotonic() < self.until
+
+
 class LiveIndexes:
     """The default index and those that requests name; implements `protocols.Retriever`.
 
     A thread looks at the pointer of every open index once a second. Another version is opened and checked there, then
     takes over; searches end in the version they began in, which is closed after the last of them. A version that is
-    bad leaves the open one in place and is warned of once; it is tried again when the pointer changes.
+    bad leaves the open one in place and is warned of once; it is tried again when the pointer changes. What fails for
+    another reason is tried again after some seconds.
     """
 
     def __init__(
@@ -57,6 +78,7 @@ class LiveIndexes:
         options: SearchOptions | None = None,
         check_every_s: float = CHECK_EVERY_S,
         most_open: int = MOST_OPEN,
+        retry_s: float = RETRY_S,
         encoders: Callable[[str], Encoder | None] = lambda source: None,
     ) -> None:
         """Open the default index.
@@ -69,6 +91,7 @@ class LiveIndexes:
             options: how they are searched.
             check_every_s: seconds between two looks at the pointers.
             most_open: indexes that are open at once.
+            retry_s: seconds until what failed by no fault of the index is tried again.
             encoders: as `open_index` takes it.
 
         Raises:
@@ -85,7 +108,8 @@ class LiveIndexes:
         self._lock = threading.Lock()  # held for a few steps at a time, never while a file is read
         self._shelf: OrderedDict[str, _Open] = OrderedDict()
         self._opening: dict[str, Future[None]] = {}
-        self._refused: dict[str, Pointer | None] = {}
+        self._retry_s = retry_s
+        self._refused: dict[str, _Refusal] = {}
         self._shelf[default] = self._open(IndexFolder(indexes, default))
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="open-index")
         self._closed = threading.Event()
@@ -119,7 +143,8 @@ class LiveIndexes:
         name = self._default if index is None else self._allowed(index)
         while (entry := self._enter(name)) is None:
             # Shielded: others may wait for the same index when this request is cancelled.
-            await asyncio.shield(asyncio.wrap_future(self._open_once(name)))
+            if (opening := self._open_once(name)) is not None:
+                await asyncio.shield(asyncio.wrap_future(opening))
         try:
             opened = entry.index
             if isinstance(opened, PartsRetriever):
@@ -175,8 +200,11 @@ class LiveIndexes:
         except RuntimeError:  # closing already
             entry.index.close()
 
-    def _open_once(self, name: str) -> "Future[None]":
+    def _open_once(self, name: str) -> "Future[None] | None":
+        """Return what opens an index for all who wait for it; None where it was put on the shelf meanwhile."""
         with self._lock:
+            if name in self._shelf:
+                return None
             future = self._opening.get(name)
             if future is None:
                 try:
@@ -209,16 +237,23 @@ class LiveIndexes:
         problem = BadIndex(
             f"the index {folder.name!r} is there but cannot be used; the log and `chatkit index list` say why"
         )
-        if self._refused.get(folder.name) == pointer:
+        if (refused := self._refused.get(folder.name)) is not None and refused.stands(pointer):
             raise problem
         try:
             entry = self._open(folder)
         except Exception as error:
-            self._refused[folder.name] = pointer
-            _log.warning("index %r cannot be opened: %s", folder.name, _one_line(error))
+            self._refuse(folder.name, pointer, error, "cannot be opened")
             raise problem from error
         self._refused.pop(folder.name, None)
         return entry
+
+    def _refuse(self, name: str, pointer: Pointer | None, error: Exception, what: str) -> None:
+        """Note a version that could not be opened, and warn of it unless that was said of it before."""
+        said, before = _one_line(error), self._refused.get(name)
+        wait_s = self._retry_s if _may_pass(error) else math.inf
+        self._refused[name] = _Refusal(pointer, said, time.monotonic() + wait_s)
+        if before is None or (before.pointer, before.said) != (pointer, said):
+            _log.warning("index %r %s: %s", name, what, said)
 
     def _open(self, folder: IndexFolder) -> _Open:
         """Open the live version, checked; once more where another took its place meanwhile."""
@@ -240,12 +275,14 @@ class LiveIndexes:
             for name, entry in entries:
                 folder = IndexFolder(self._indexes, name)
                 pointer = folder.pointer()
-                if pointer != entry.pointer:
-                    entry.pointer = pointer
-                    try:
-                        self._follow(folder, entry)
-                    except Exception as error:
-                        _log.warning("index %r stays at version %s: %s", name, entry.version, _one_line(error))
+                refused = self._refused.get(name)
+                if pointer == entry.pointer or (refused is not None and refused.stands(pointer)):
+                    continue
+                try:
+                    self._follow(folder, entry)
+                    self._refused.pop(name, None)
+                except Exception as error:
+                    self._refuse(name, pointer, error, f"stays at version {entry.version}")
 
     def _follow(self, folder: IndexFolder, old: _Open) -> None:
         """Let the version that is live now take over from `old`, if it is good."""
@@ -261,6 +298,16 @@ class LiveIndexes:
 
 def _no_index(name: str) -> NotFound:
     return NotFound(f"there is no index {name!r} that a request may name; `chatkit index list` shows those there are")
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether the same version may well be opened later: what is wrong is not, or not surely, in its files."""
+    if not isinstance(error, BadIndex):
+        return True
+    cause = error.__cause__
+    return cause is not None and (
+        _may_pass(cause) if isinstance(cause, BadIndex) else getattr(cause, "errno", None) in _PASSING
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -75,7 +75,8 @@ def _span(row: int, vectors: Vectors, passages: Passages, window: int, alike: fl
 def merged(parts: Sequence[Passage], hit: Passage) -> Passage:
     """Return one passage that reads as these in a row: the hit's id, place and page, the text and offsets of all.
 
-    Passages that stood under different headings are a blank line apart.
+    Passages that stood under different headings are a blank line apart. The headings, and passages that were dropped as
+    said elsewhere, are missing between them, so that the text may be shorter than from `start` to `end`.
     """
     text = parts[0].text
     for before, after in itertools.pairwise(parts):

@@ -30,7 +30,7 @@ _DOCUMENT_GROUP = 65536
 _CACHE_BYTES = 12 * 2**20
 # Up to here a file is read into memory, where nobody can spoil it; of a larger one what is needed is read. Bytes.
 HELD_UP_TO = 4 * 2**20
-# Answers of `filter` that are kept, in a bit a document: anybody may ask for the rows of any pattern.
+# Answers of `filter` that are kept.
 _FILTERS_KEPT = 8
 _FIELDS = {
     **dict.fromkeys(("id", "source", "document", "title", "section"), "string"),
@@ -198,9 +198,9 @@ class Passages:
         self._starts = np.cumsum([0, *(meta.row_group(n).num_rows for n in range(meta.num_row_groups))])
         self._document_rows: NDArray[np.int64] | None = None
         self._lock = threading.Lock()
-        self._documents_lock = threading.Lock()  # reading a column takes long; passages need not wait for it
         self._reads = 0
         self._cache: OrderedDict[int, Any] = OrderedDict()
+        self._documents_lock = threading.Lock()  # a filter reads a whole column, which no other search waits for
         self._filters: OrderedDict[tuple[tuple[str, str], ...], NDArray[np.uint8]] = OrderedDict()
 
     @classmethod
@@ -269,21 +269,26 @@ class Passages:
         for name in where:
             if name not in FILTERS:
                 raise InvalidRequest(f"a filter names {name[:40]!r}, expected {', '.join(map(repr, FILTERS))}")
-        key = tuple(sorted(where.items()))
         firsts = self._first_rows()
-        with self._lock:
-            kept = self._filters.pop(key, None)
-        if kept is None:
-            mask = np.ones(len(firsts), dtype=bool)
-            for name, pattern in where.items():
-                mask &= self._matching(name, pattern)
-            kept = np.packbits(mask)
-        with self._lock:
-            self._filters[key] = kept
+        mask = np.unpackbits(self._documents_within(where), count=len(firsts)).view(np.bool_)
+        return np.flatnonzero(np.repeat(mask, np.diff(firsts, append=len(self))))
+
+    def _documents_within(self, where: Mapping[str, str]) -> NDArray[np.uint8]:
+        """Return a bit for each document, which is all that is kept of a filter: rows take 64 bits each."""
+        key = tuple(sorted(where.items()))
+        with self._documents_lock:
+            if (kept := self._filters.get(key)) is not None:
+                self._filters.move_to_end(key)
+                return kept
+        mask = np.ones(len(self._first_rows()), dtype=bool)
+        for name, pattern in where.items():
+            mask &= self._matching(name, pattern)
+        bits = np.packbits(mask)
+        with self._documents_lock:
+            self._filters[key] = bits
             while len(self._filters) > _FILTERS_KEPT:
                 self._filters.popitem(last=False)
-        wanted = np.unpackbits(kept, count=len(firsts)).view(bool)
-        return np.flatnonzero(np.repeat(wanted, np.diff(firsts, append=len(self))))
+        return bits
 
     def close(self) -> None:
         """Close both files; no call may be under way."""
@@ -321,11 +326,11 @@ class Passages:
         with self._documents_lock:
             table = self._read(DOCUMENTS, lambda: self._documents.read(columns=[name], use_threads=False))
         column = table.column(name)
-        if not globs.is_pattern(pattern):
+        if not globs.GLOB.search(pattern):
             matched = pyarrow.compute.equal(column, pattern)
         else:
             try:
-                matched = pyarrow.compute.match_substring_regex(column, globs.regex_of(pattern))
+                matched = pyarrow.compute.match_substring_regex(column, globs.regex(pattern))
             except pyarrow.ArrowInvalid as error:
                 raise InvalidRequest(f"{pattern[:80]!r} is no pattern for {name} ({error}); write e.g. [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)

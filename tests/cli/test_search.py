@@ -4,6 +4,8 @@ import pytest
 from click.testing import CliRunner
 
 from chatkit.cli import group, main
+from chatkit.cli.search import _shown
+from chatkit.types import Passage
 
 
 @pytest.fixture
@@ -24,6 +26,18 @@ def test_a_hit_is_printed_with_score_place_offsets_and_words(indexed):
     assert place == "Guide > Ports"
     assert lines[1].strip() == "guide.md:19-52"
     assert lines[2].strip() == "The service listens on port 8080."
+
+
+def test_titles_and_texts_cannot_speak_to_the_terminal_and_text_without_spaces_is_cut(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    escapes = "\x1b]0;pwned\x07\x1b[2J"
+    (tmp_path / "a.md").write_text(f"# Harbour {escapes}\n\nBoats {escapes} moor here.\n")
+    assert run("prepare-index", "a.md").exit_code == 0
+    shown = CliRunner().invoke(group, ["search", "boats moor in the harbour", "-k", "1"], color=True).stdout
+    assert "pwned" in shown
+    assert not set(shown) & set("\x1b\x07")
+    *_, text = _shown(Passage("a", "港口的船只每天早上出海" * 40)).rstrip().splitlines()
+    assert (len(text.strip()), text[-2:]) == (240 + 2, " …")
 
 
 def test_json_carries_every_field_of_the_passages(indexed):

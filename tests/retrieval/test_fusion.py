@@ -19,7 +19,7 @@ def test_the_order_is_that_of_the_weighted_shares_of_each_legs_best():
     shares = 0.5 * dense / 0.8 + 0.5 * lexical / 20
     fused = fuse(dense, lexical, 0.5, ceiling=40.0)
     assert places(fused) == np.argsort(-shares).tolist() == [1, 2, 0, 3]
-    best = 0.75 * 0.8 + 0.25 * 20 / 30
+    best = 0.75 * 0.4 + 0.25 * 20 / 30
     assert fused.scores == pytest.approx(best * shares / shares.max())
 
 
@@ -53,6 +53,18 @@ def test_an_off_topic_question_stays_low_though_its_best_passage_is_the_best_the
     assert off_topic.scores.max() < 0.15
 
 
+def test_how_relevant_the_best_is_says_its_own_cosine_and_its_own_words():
+    near_and_wordy = fuse(*arrays([0.9, 0.1], [0.0, 30.0]), 0.5, ceiling=40.0)
+    assert places(near_and_wordy) == [1, 0]
+    assert near_and_wordy.scores[1] == pytest.approx(0.75 * 0.1 + 0.25)
+    neither_says_it = fuse(*arrays([0.30, 0.05], [0.0, 20.0]), 0.5, ceiling=40.0)
+    assert neither_says_it.scores.max() < 0.25
+    words, lengths = arrays([1.0, 8.0], [10.0, 12.0])
+    by_products = fuse(lengths, words, 0.5, ceiling=16.0, cosine_of=[0.9, 0.2].__getitem__)
+    assert places(by_products) == [1, 0]
+    assert by_products.scores[1] == pytest.approx(0.75 * 0.2 + 0.25 * 8 / 12)
+
+
 def test_a_leg_that_sees_no_difference_does_not_decide():
     alike, lexical = arrays([0.90, 0.92, 0.91], [9.0, 1.0, 3.0])
     assert places(fuse(alike, lexical, 0.5, ceiling=20.0)) == [0, 2, 1]
@@ -70,7 +82,7 @@ def test_equal_scores_keep_the_order_they_came_in():
 
 def test_inner_products_are_ordered_as_they_are_and_judged_by_the_cosine_of_the_best():
     dense, lexical = arrays([40.0, 10.0], [0.0, 0.0])
-    fused = fuse(dense, lexical, 1.0, nearest=0.7)
+    fused = fuse(dense, lexical, 1.0, cosine_of=[0.7, 0.9].__getitem__)
     assert places(fused) == [0, 1]
     assert fused.scores == pytest.approx([0.7, 0.175])
 

@@ -10,7 +10,7 @@ import pytest
 
 from chatkit.errors import BrokenIndex, ConfigError
 from chatkit.retrieval import words
-from chatkit.retrieval.lexical import ENGINE, Lexical, LexicalWriter, entry
+from chatkit.retrieval.lexical import ENGINE, Lexical, LexicalWriter, _runs, entry
 from chatkit.retrieval.manifest import LexicalEntry
 
 TEXTS = [
@@ -159,6 +159,28 @@ def test_a_selection_is_searched_inside_the_index(tmp_path):
     opened.close()
 
 
+def test_a_selection_of_very_many_scattered_rows_is_sifted_and_never_listed(tmp_path, monkeypatch):
+    chance = np.random.default_rng(3)
+    texts = [" ".join(["port"] * int(chance.integers(1, 60)) + ["tide"] * (n % 7 == 0)) for n in range(4000)]
+    texts[1234] += " lighthouse"
+    write(tmp_path, texts, step=1000)
+    opened = Lexical.alone(tmp_path)
+    everything = opened.search("port tide", 4000)
+    for chosen in (np.arange(0, 4000, 2), np.flatnonzero(chance.random(4000) < 0.4), np.arange(3, 3000, 3)):
+        inside = set(chosen.tolist())
+        expected = [hit for hit in everything if hit[0] in inside]
+        listed = opened._hits(opened._within(_runs(chosen)), 4000)
+        assert sorted(row for row, _ in listed) == sorted(inside)
+        with monkeypatch.context() as patch:
+            patch.setattr(opened, "_within", None)
+            found = opened.search("port tide", 20, chosen)
+            assert [score for _, score in found] == [score for _, score in expected[:20]]
+            assert {row for row, _ in found} <= inside
+            assert opened.search("lighthouse", 5, np.union1d(chosen, [1234]))[0][0] == 1234
+        assert len(opened.search("port", 4000, chosen)) == len(chosen)
+    opened.close()
+
+
 def test_k_bounds_the_answer_and_may_be_beyond_all_measure(opened):
     assert len(rows(opened, "port", 1)) == 1
     assert rows(opened, "port", 0) == rows(opened, "port", -3) == []
@@ -256,23 +278,3 @@ def test_unspaced_scripts_are_read_in_pairs_and_others_as_they_are():
     assert words.paired("plain ascii") == "plain ascii"
     assert words.paired("在東京大 tower 中").split() == ["在東", "東京", "京大", "tower", "中"]
     assert words.paired("ﬁne ①").split() == ["fine", "1"]
-
-
-def test_a_large_scattered_selection_finds_what_a_small_query_would_without_naming_every_row(tmp_path, monkeypatch):
-    words_ = [f"w{number}" for number in range(50)]
-    chance = np.random.default_rng(5)
-    texts = [" ".join(chance.choice(words_, size=6)) + (" seldom" if row % 400 == 1 else "") for row in range(4000)]
-    write(tmp_path / "large", texts, step=500)
-    opened = Lexical.alone(tmp_path / "large")
-    even = np.arange(0, 4000, 2)
-    expected = {query: opened.search(query, 10, even) for query in ("w1 w7 w9", "w3", "seldom", "nowhere")}
-    assert [len(found) for found in expected.values()] == [10, 10, 0, 0]
-    monkeypatch.setattr("chatkit.retrieval.lexical._MOST_TERMS", 1000)
-    named = []
-    monkeypatch.setattr(opened, "_within", lambda rows, cuts: named.append(len(rows)))
-    for query, hits in expected.items():
-        found = opened.search(query, 10, even)
-        assert [score for _, score in found] == [score for _, score in hits]
-        assert all(row % 2 == 0 for row, _ in found)
-    assert not named
-    opened.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import time
 
 import pytest
 
-from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest, NotFound
+from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest, ModelError, NotFound
 from chatkit.retrieval import vectors
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import SearchOptions, VectorIndex
@@ -302,6 +303,48 @@ def test_an_index_is_opened_once_for_all_who_ask_at_once(live, build, monkeypatc
     assert isinstance(first, asyncio.CancelledError)
     assert {hits[0].text for hits in others} == {"The service listens on port 1111."}
     assert len(opened) == 1
+
+
+def test_an_index_that_was_shelved_just_before_is_not_opened_again(live, build):
+    build(1111, "one")
+    service = live()
+    assert ask(service, "one") == ["The service listens on port 1111."]
+    entry = service._shelf["one"]
+    assert service._open_once("one") is None  # as a search that came between looks for it
+    assert service._shelf["one"] is entry
+
+
+PASSING = [MemoryError(), ModelError("the encoder is not pulled"), OSError(errno.EMFILE, "Too many open files")]
+
+
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: type(fault).__name__)
+def test_a_fault_that_passes_is_warned_of_once_and_tried_again(live, build, monkeypatch, caplog, fault):
+    build(1111, "one")
+    service = live(retry_s=0.02)
+    real, tries = Manifest.verify, []
+
+    def fail(self, folder, **options):
+        tries.append(folder)
+        try:
+            raise fault
+        except OSError as error:
+            raise BrokenIndex("vectors.faiss cannot be read") from error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Manifest, "verify", fail)
+        build_folder = IndexFolder(service._indexes, "docs").folder
+        copy_of(build_folder / "000001", "000002")
+        point(service._indexes, "000002")
+        with pytest.raises(BadIndex, match="'one' is there but cannot be used"):
+            ask(service, "one")
+        until(lambda: len(tries) > 4)
+        with pytest.raises(BadIndex):
+            ask(service, "one")
+        assert len(warnings(caplog)) == 2
+    assert Manifest.verify is real
+    until(lambda: service._shelf["docs"].version == "000002")
+    time.sleep(0.03)
+    assert ask(service, "one") == ["The service listens on port 1111."]
 
 
 def test_a_named_index_that_is_bad_is_read_once_and_again_when_its_pointer_changes(live, build, caplog, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from chatkit.errors import BrokenIndex, IndexMismatch, InvalidRequest, NotFound, Unavailable
+from chatkit.retrieval import index as index_module
 from chatkit.retrieval import neighbours
 from chatkit.retrieval.build import build_index
 from chatkit.retrieval.index import RERANKED, SearchOptions, VectorIndex
@@ -213,6 +214,17 @@ def test_a_second_reading_orders_a_small_pool_again(open_):
     assert RERANKED <= 20
     assert find(open_(reranker=reader, min_score=0.99), "How is a boat moored?") == ()
     assert len(reader.read) == 1
+
+
+def test_a_second_reading_leaves_as_many_as_are_asked_for_when_neighbours_are_read_too(open_, monkeypatch):
+    monkeypatch.setattr(index_module, "RERANKED", 2)
+    reader = Reader("Varnish the wooden")
+    index = open_(min_score=-1.0, alike=0.3, reranker=reader)
+    found = find(index, "How is a boat moored?", k=3, neighbours=2)
+    assert len(found) == 3
+    assert reader.read == [("How is a boat moored?", 3)]
+    scores = [passage.score for passage in found]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_what_was_said_before_counts_for_less_than_what_is_asked(open_):
