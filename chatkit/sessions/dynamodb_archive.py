@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from chatkit.errors import Conflict, InvalidRequest, TooLarge
-from chatkit.protocols import SessionHead, SessionList
+from chatkit.protocols import SessionHead, SessionList, Ticket
 from chatkit.sessions import conditions, items, records
 from chatkit.sessions.attributes import encode_item, expressions, size_of
 from chatkit.sessions.budget import Budget
@@ -100,6 +100,14 @@ class Archive:
             budget.pause()
             found = self._last(budget, partition)
         return was_kept
+
+    def withdraw(self, budget: Budget, ticket: Ticket) -> bool:
+        """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+        work = Work(self._table, budget, ticket.owner, ticket.session_id, CLOSING, secrets.token_hex(8))
+        taken = work.withdraw(ticket, self._clock())
+        if taken:
+            work.remove()
+        return taken
 
     def _last(self, budget: Budget, partition: str) -> Item | None:
         """Return what the removal of a session asks of its own item, or of its newest turn where that is missing."""

@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 from chatkit import session_lines
 from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
-from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage, check_id
+from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
 
 META = "Z#META"
 REQUEST = "R"
@@ -37,6 +37,7 @@ MAX_MESSAGE = 256 * 1024
 _MARK = 8
 # A cursor holds a digest, a moment and an id of at most 128 characters. Characters; epoch seconds of the year 5138.
 _LONGEST_CURSOR = 2048
+_LONGEST_ID = 128
 _LATEST = 1e11
 
 
@@ -296,7 +297,7 @@ def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
 
 def same_attempt(ticket: Ticket, item: dict[str, Any]) -> bool:
     """Whether the item is of the ticket's attempt, and not of a session that was opened again."""
-    own = (item["attempt"], item["request_id"], item.get("mark", ""))
+    own = (item.get("attempt"), item.get("request_id"), item.get("mark", ""))  # a damaged one may lack any
     return own == (ticket.attempt, ticket.request_id, ticket.mark)
 
 
@@ -373,12 +374,20 @@ def position_of(owner: Owner, cursor: str) -> tuple[float, str]:
         if len(cursor) > _LONGEST_CURSOR:
             raise ValueError("longer than any that was given")
         digest, created_at, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        check_id("session_id", session_id)  # what is no id may be no key of a database either
-        if digest == _digest(owner) and _is_opening(created_at):
+        if digest == _digest(owner) and _is_opening(created_at) and _may_be_key(session_id):
             return float(created_at), session_id
-    except (InvalidRequest, ValueError, TypeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         pass  # whatever was sent in its place
     raise InvalidRequest(f"cursor is {cursor[:40]!r}, expected what a list of these sessions gave; start without one")
+
+
+def _may_be_key(session_id: Any) -> bool:
+    """Whether a session may have this id, of whatever characters: it is text that can be part of a key.
+
+    Raises:
+        ValueError: it has half a character.
+    """
+    return isinstance(session_id, str) and len(session_id) <= _LONGEST_ID and bool(session_id.encode())
 
 
 def _is_opening(moment: Any) -> bool:

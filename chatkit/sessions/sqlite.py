@@ -83,6 +83,10 @@ class SQLiteStore:
         """Remove a session, its bytes in the file included; see protocols.SessionArchive."""
         await self._writing(lambda: records.delete(self._rows, owner, session_id), erases=True)
 
+    async def withdraw(self, ticket: Ticket) -> bool:
+        """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+        return await self._writing(lambda: records.withdraw(self._rows, ticket, self._clock()))
+
     async def purge(self, owner: Owner, *, closed_s: float = CLOSED_S) -> int:
         """Remove everything of an owner in one transaction; see protocols.SessionArchive."""
         return await self._writing(lambda: self._purge(owner, closed_s), erases=True)
