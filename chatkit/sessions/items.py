@@ -21,7 +21,8 @@ from urllib.parse import quote, unquote
 from chatkit import session_lines
 from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
-from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage
+from chatkit.sessions import references
+from chatkit.types import Owner, Turn, TurnStatus, Usage
 
 META = "Z#META"
 REQUEST = "R"
@@ -154,12 +155,13 @@ def lease_is_over(item: dict[str, Any], now: float) -> bool:
 def ended(item: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     """Return the item of a turn that has ended: a blocked one keeps no text of either side."""
     done = item | {"status": outcome.status, "finish_reason": outcome.finish_reason}
-    done |= {"usage": [outcome.usage.prompt_tokens, outcome.usage.completion_tokens]}
+    counts = outcome.usage.prompt_tokens, outcome.usage.completion_tokens
+    done |= {"usage": [references.count_of(count) for count in counts]}
     if outcome.status == "blocked":
         return done | {"blocked": "output", "label": outcome.label, "user": ""}
     done["assistant"] = outcome.assistant
     if outcome.passages:
-        done["passages"] = [_reference(passage) for passage in outcome.passages]
+        done["passages"] = [references.row_of(passage) for passage in outcome.passages]
     return done
 
 
@@ -169,7 +171,7 @@ def restored(turn: Turn, expires_at: float | None) -> dict[str, Any]:
     item = new_item(own, turn.seq, turn.created_at, expires_at) | {"attempt": turn.attempt, "status": turn.status}
     item |= {"usage": [turn.usage.prompt_tokens, turn.usage.completion_tokens], "assistant": turn.assistant}
     item |= {"finish_reason": turn.finish_reason, "blocked": turn.blocked, "label": turn.label}
-    item["passages"] = [_reference(passage) for passage in turn.passages]
+    item["passages"] = [references.row_of(passage) for passage in turn.passages]
     return {name: value for name, value in item.items() if value not in (None, [])}
 
 
@@ -188,34 +190,10 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
         label=item.get("label"),
         user_length=item["user_length"],
         usage=Usage(*item.get("usage", (0, 0))),
-        passages=tuple(_passage(row) for row in item.get("passages", ())),
+        passages=tuple(references.passage_of(row) for row in item.get("passages", ())),
         created_at=float(item["created_at"]),
         replaces=item.get("replaces"),
     )
-
-
-def _reference(passage: Passage) -> list[Any]:
-    """Return what is stored of a passage: where it is, and the hash of its text in place of the text."""
-    place = [passage.id, passage.title, passage.source, passage.section, passage.start, passage.end]
-    row = [*place, round(passage.score, 4), text_hash(passage)]
-    return [*row, passage.page, passage.document] if passage.page or passage.document else row
-
-
-def text_hash(passage: Passage) -> str:
-    """Return the hash that stands for the text of a passage; "" of one of an older version, which has neither."""
-    if passage.text_hash or not passage.text:
-        return passage.text_hash
-    return hashlib.sha256(passage.text.encode()).hexdigest()[:16]
-
-
-# Of hash, page and document, for the rows of older versions.
-_NOTHING: list[Any] = ["", 0, ""]
-
-
-def _passage(row: list[Any]) -> Passage:
-    identity, title, source, section, start, end, score, *rest = row  # rows of older versions end sooner
-    text_hash, page, document = rest + _NOTHING[len(rest) :]
-    return Passage(identity, "", title, source, section, start, end, float(score), text_hash, int(page), document)
 
 
 def unknown_session(session_id: str) -> NotFound:
