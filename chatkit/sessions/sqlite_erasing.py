@@ -78,8 +78,10 @@ class Erasing:
                 return
             with self._impatient():
                 self._left = tuple(work for work in self._left if not work())
-                if not self._left:
+                if note and not self._left:
+                    self._left = (self._empty_log,)  # if another writes now, to come here again
                     self._end(note)
+                    self._left = ()
         except sqlite3.Error as error:
             log.warning("the file %s cannot be looked after (%s), %s may be in it", self._file, error, self._what)
 
@@ -134,8 +136,6 @@ class Erasing:
 
     def _end(self, note: int) -> None:
         """Take the note out of the file, unless another removal has written its own meanwhile."""
-        if not note:
-            return
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             if self._note_in_file() == note:
