@@ -5,7 +5,6 @@ whoever reads a file knows where a session is whole.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from chatkit.types import FinishReason, Passage, Turn, TurnStatus, Usage, check_
 _MOST = 2**53
 # Epoch seconds of the year 5138; the lists of sessions take no later one.
 _LATEST = 1e11
+# Scores of passages are of any measure; a number in DynamoDB has 38 digits.
+MOST_SCORE = 1e30
 _HALF = re.compile("[\ud800-\udfff]")
 
 _Kind = tuple[Callable[[Any], bool], str]
@@ -137,7 +138,10 @@ def _one_of(*words: str) -> _Kind:
 
 
 _TEXT: _Kind = (_is_text, "text of whole characters")
-_SCORE: _Kind = ((lambda value: type(value) in (int, float) and math.isfinite(value)), "a finite number")
+_SCORE: _Kind = (
+    (lambda value: type(value) in (int, float) and -MOST_SCORE <= value <= MOST_SCORE),
+    f"a number of at most {MOST_SCORE:g} either way",
+)
 _LINE: dict[str, _Kind] = {
     "session_id": _TEXT,
     "turns": _whole(1),

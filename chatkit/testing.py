@@ -172,6 +172,10 @@ class MemoryStore:
         """Forget a session."""
         records.delete(self._kept, owner, session_id)
 
+    async def withdraw(self, ticket: Ticket) -> bool:
+        """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+        return records.withdraw(self._kept, ticket, self._clock())
+
     async def purge(self, owner: Owner, *, closed_s: float = CLOSED_S) -> int:
         """Forget everything of an owner."""
         removed = len(self._heads(owner))

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from chatkit.retrieval.catalogue import Used
     from chatkit.retrieval.encoder import SentenceEncoder
     from chatkit.retrieval.traits import Told
+    from chatkit.sessions.encryption import OpenStore
     from chatkit.sessions.session_keys import KeyRing, KeyShelf
 
 
@@ -152,7 +153,7 @@ def _open_keys(settings: Settings) -> "KeyRing":
     return keys
 
 
-def _open_plain(settings: Settings) -> Store:
+def _open_plain(settings: Settings) -> "OpenStore":
     if settings.store == "memory":
         from chatkit.testing import MemoryStore
 

@@ -10,7 +10,7 @@ import click
 
 from chatkit.cli import setting_options
 from chatkit.cli._owners import owner_of, owner_options
-from chatkit.errors import ConfigError, InvalidRequest, NotFound, StoreFailed
+from chatkit.errors import ConfigError, Conflict, InvalidRequest, NotFound, StoreFailed
 from chatkit.settings import load_settings
 from chatkit.types import Owner, Turn, check_id
 
@@ -108,12 +108,16 @@ async def read_session(store: "Store", owner: Owner, session_id: str) -> tuple[l
 
     Raises:
         NotFound: there is no such session.
+        Conflict: it was removed, and another opened under its name, while it was read.
     """
     try:
         newest = await store.load(owner, session_id, limit=1)
+        turns = [turn async for turn in turns_of(store, owner, session_id)]
+        opened_at = (await store.load(owner, session_id, limit=1)).opened_at
     except NotFound:
         raise not_there(session_id) from None
-    turns = [turn async for turn in turns_of(store, owner, session_id)]
+    if opened_at != newest.opened_at:
+        raise Conflict(f"session {session_id!r} was removed while it was read; run this again")
     return turns, None if newest.expires_at is None else int(newest.expires_at), newest.total
 
 

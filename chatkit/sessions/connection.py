@@ -78,8 +78,10 @@ class Connection:
         boto3, exceptions = load_sdk()
         self.name = name
         self._errors = exceptions
-        # What was sent may have been applied. A connection that nobody takes is none of these: it fails at once.
+        # What was sent may have been applied. Where nobody takes the last of the SDK's tries, one before may have been.
         self._unanswered = (exceptions.ConnectionClosedError, exceptions.ReadTimeoutError)
+        self._not_taken = (exceptions.EndpointConnectionError, exceptions.ConnectTimeoutError)
+        self._was_there = False  # an address where nobody ever was is a wrong setting, and fails at once
         self._endpoint = endpoint
         try:
             session = boto3.session.Session(region_name=region or None)
@@ -110,6 +112,7 @@ class Connection:
             budget.check()
             try:
                 answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
+                self._was_there = True
                 return answer
             except self._errors.ClientError as error:
                 code = code_of(error)
@@ -162,6 +165,7 @@ class Connection:
             ConfigError: as `call`.
         """
         lost = isinstance(error, self._unanswered) or _status_of(error) >= _SERVER_FAULT
+        lost = lost or (self._was_there and isinstance(error, self._not_taken))
         if passing:
             budget.pause()
         elif not lost:

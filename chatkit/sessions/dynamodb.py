@@ -104,6 +104,10 @@ class DynamoDBStore:
     async def _delete(self, owner: Owner, session_id: str) -> bool | None:
         return await self._run_long(lambda budget: self._archive.delete(budget, owner, session_id))
 
+    async def withdraw(self, ticket: Ticket) -> bool:
+        """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+        return await self._run(lambda budget: self._archive.withdraw(budget, ticket))
+
     async def purge(self, owner: Owner, *, closed_s: float = CLOSED_S) -> int:
         """Remove everything of an owner, session by session; see protocols.SessionArchive."""
         await self._run(lambda budget: self._archive.shut_out(budget, owner, _PURGING_S))

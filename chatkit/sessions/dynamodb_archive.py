@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from chatkit.errors import Conflict, InvalidRequest, TooLarge
-from chatkit.protocols import SessionHead, SessionList
+from chatkit.protocols import SessionHead, SessionList, Ticket
 from chatkit.sessions import conditions, items, records
 from chatkit.sessions.attributes import encode_item, expressions, size_of
 from chatkit.sessions.budget import Budget
@@ -101,6 +101,14 @@ class Archive:
             found = self._last(budget, partition)
         return was_kept
 
+    def withdraw(self, budget: Budget, ticket: Ticket) -> bool:
+        """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+        work = Work(self._table, budget, ticket.owner, ticket.session_id, CLOSING, secrets.token_hex(8))
+        taken = work.withdraw(ticket, self._clock())
+        if taken:
+            work.remove()
+        return taken
+
     def _last(self, budget: Budget, partition: str) -> Item | None:
         """Return what the removal of a session asks of its own item, or of its newest turn where that is missing."""
         wanted = "#sk, #expires_at, #created_at, #state, #work"
@@ -112,11 +120,22 @@ class Archive:
 
     def shut_out(self, budget: Budget, owner: Owner, seconds: float) -> None:
         """Take nothing of an owner for so long; 0 takes the mark away."""
-        partition = items.owner_mark_key(owner)
-        if seconds > 0:
-            self._table.write(budget, partition, items.OWNER, items.new_mark(self._clock(), seconds))
-        else:
-            self._table.delete(budget, partition, items.OWNER)
+        place = items.owner_mark_key(owner), items.OWNER
+        while True:
+            # It asks for the mark that was there: one that comes late, when its caller has given up and another removal
+            # has ended, must not take the place of that one's.
+            found = self._table.get(budget, *place)
+            if found is None and seconds <= 0:
+                return
+            condition, values = _as_found(found)
+            if seconds > 0:
+                mark = items.new_mark(self._clock(), seconds) | {"work": secrets.token_hex(8)}
+                action = self._table.put(*place, mark, condition, **values)
+            else:
+                action = self._table.drop(*place, condition, **values)
+            if not self._table.transact(budget, (action,)):
+                return
+            budget.pause()  # somebody else has changed it
 
     def named(self, budget: Budget, owner: Owner) -> list[str]:
         """Return the ids of the owner's sessions that the index names, whatever their state; some may be gone."""
@@ -160,6 +179,14 @@ class Archive:
         if taken is not None:
             work.undo()
             raise _other_request(taken, session_id)
+
+
+def _as_found(mark: Item | None) -> tuple[str, dict[str, Any]]:
+    """Return the condition that an owner's mark stands as it was found, and its values."""
+    if mark is None:
+        return "attribute_not_exists(#pk)", {}
+    seen = {name: mark.get(name) for name in ("expires_at", "work") if mark.get(name) is not None}
+    return " AND ".join(["attribute_exists(#pk)", *(f"#{name} = :{name}" for name in seen)]), seen
 
 
 def _requests(session_id: str, turns: Sequence[Turn], expires_at: int | None, now: float) -> dict[str, Item]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from chatkit.protocols import Ticket
 from chatkit.sessions import conditions, items
 from chatkit.sessions.attributes import expressions, size_of
 from chatkit.sessions.budget import Budget
@@ -68,14 +69,30 @@ class Work:
         seen = {name: found[name] for name in ("created_at", "state", "work") if name in found}
         unchanged = [f"#{name} = :old_{name}" for name in seen]
         unchanged += [f"attribute_not_exists(#{name})" for name in ("created_at", "state") if name not in seen]
-        values = {"closing": CLOSING, "work": self.work, "owner": items.owner_key(self.owner), "none": 0}
-        values |= {"now": round(now, 3)} | {f"old_{name}": value for name, value in seen.items()}
+        values = self._closing(now) | {f"old_{name}": value for name, value in seen.items()}
         condition = " AND ".join(unchanged)
         try:
             self.table.update(self.budget, self.partition, items.META, update=_CLOSE, condition=condition, **values)
         except ConditionFailed:  # so does the SDK's re-sending of one whose answer was lost; another look tells
             return False
         return True
+
+    def withdraw(self, ticket: Ticket, now: float) -> bool:
+        """Take a session that has the ticket's turn alone, where that waits to be finished; False for any other."""
+        alone, (mine, values) = "#version = :one AND attribute_not_exists(#state)", conditions.mine(ticket)
+        first = items.turn_key(1)
+        return not self.table.transact(
+            self.budget,
+            (
+                self.table.change(self.partition, items.META, _CLOSE, alone, one=1, **self._closing(now)),
+                self.table.require(self.partition, first, mine, now=now, **values),
+            ),
+        )
+
+    def _closing(self, now: float) -> dict[str, Any]:
+        """Return the values of `_CLOSE`."""
+        values = {"closing": CLOSING, "work": self.work, "owner": items.owner_key(self.owner), "none": 0}
+        return values | {"now": round(now, 3)}
 
     def remove(self) -> None:
         """Remove a session that is closed, its own item last; of two who do, both are done when one is."""

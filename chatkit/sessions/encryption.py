@@ -43,6 +43,10 @@ _NO_KEY = WrappedKey(b"-")
 class OpenStore(SessionStore, Protocol):
     """A store that has been opened."""
 
+    async def withdraw(self, ticket: Ticket) -> bool:
+        """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+        ...
+
     def close(self) -> None:
         """Let go of the store."""
         ...
@@ -118,26 +122,30 @@ class EncryptedStore:
             raise
         if unused and accepted.session_id != turn.session_id:
             await self._discard(turn, kept)
-        if accepted.ticket is not None and accepted.ticket.seq == 1 and not turn.opens_session:
-            await self._check_opened(accepted.ticket, sealed.user, kept)
+        if isinstance(accepted.ticket, _Ticket) and turn.opened_at is None and not turn.opens_session:
+            await self._check_key(accepted.ticket)  # else the store asks for the session that the key was looked up of
         return accepted
 
-    async def _check_opened(self, ticket: Ticket, user: str, used: WrappedKey) -> None:
-        """Take a session away again that was opened with a key which was forgotten while the message was on its way.
+    async def _check_key(self, ticket: _Ticket) -> None:
+        """Take a message back whose key was forgotten while it was on its way: nobody could read it.
 
-        It could not be read by anybody, and nobody could open another of its name.
+        Where it opened its session, that goes with it, for nobody could open another of its name. Else it stays as a
+        turn that was refused, of which no text is stored. The store asks for this very attempt in both.
 
         Raises:
             NotFound: it was.
         """
-        owner, session_id = ticket.owner, ticket.session_id
-        kept, _ = await self._run(self._keys.fresh, owner, session_id)
-        if kept == used:
+        if ticket.wrapped is None:
             return
-        found = await self._found(owner, session_id)
-        if found is not None and [(turn.request_id, turn.user) for turn in found] == [(ticket.request_id, user)]:
-            await self._store.delete(owner, session_id)
-        raise NotFound(f"session {session_id!r} was removed while this message was on its way; send it again")
+        kept, _ = await self._run(self._keys.fresh, ticket.owner, ticket.session_id)
+        if kept is not None and kept.wrapped == ticket.wrapped:
+            return
+        step = "send it again"
+        if not await self._store.withdraw(ticket):
+            step = "send it again with a new request_id"
+            with suppress(Conflict):  # it was removed with its session
+                await self._store.finish(ticket, Outcome("blocked", "content_filter"))
+        raise NotFound(f"session {ticket.session_id!r} was removed while this message was on its way; {step}")
 
     async def renew(self, ticket: Ticket) -> None:
         """Extend the lease of a pending turn."""
@@ -224,7 +232,9 @@ class EncryptedStore:
                 )
         await self._store.restore(owner, session_id, sealed, expires_at=expires_at)
         if (await self._run(self._keys.fresh, owner, session_id))[0] != kept:
-            raise Conflict(f"session {session_id!r} was removed while it was restored; restore it again")
+            raise Conflict(
+                f"session {session_id!r} was removed while it was restored; remove it, then restore it again"
+            )
 
     async def check(self) -> tuple[str, ...]:
         """Return what the other store finds wrong with its file; nothing where it has none."""

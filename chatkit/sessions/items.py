@@ -21,7 +21,8 @@ from urllib.parse import quote, unquote
 from chatkit import session_lines
 from chatkit.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from chatkit.protocols import NewTurn, Outcome, SessionHead, Ticket
-from chatkit.types import Owner, Passage, Turn, TurnStatus, Usage, check_id
+from chatkit.sessions import references
+from chatkit.types import Owner, Turn, TurnStatus, Usage
 
 META = "Z#META"
 REQUEST = "R"
@@ -37,6 +38,7 @@ MAX_MESSAGE = 256 * 1024
 _MARK = 8
 # A cursor holds a digest, a moment and an id of at most 128 characters. Characters; epoch seconds of the year 5138.
 _LONGEST_CURSOR = 2048
+_LONGEST_ID = 128
 _LATEST = 1e11
 
 
@@ -153,12 +155,13 @@ def lease_is_over(item: dict[str, Any], now: float) -> bool:
 def ended(item: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
     """Return the item of a turn that has ended: a blocked one keeps no text of either side."""
     done = item | {"status": outcome.status, "finish_reason": outcome.finish_reason}
-    done |= {"usage": [outcome.usage.prompt_tokens, outcome.usage.completion_tokens]}
+    counts = outcome.usage.prompt_tokens, outcome.usage.completion_tokens
+    done |= {"usage": [references.count_of(count) for count in counts]}
     if outcome.status == "blocked":
         return done | {"blocked": "output", "label": outcome.label, "user": ""}
     done["assistant"] = outcome.assistant
     if outcome.passages:
-        done["passages"] = [_reference(passage) for passage in outcome.passages]
+        done["passages"] = [references.row_of(passage) for passage in outcome.passages]
     return done
 
 
@@ -168,7 +171,7 @@ def restored(turn: Turn, expires_at: float | None) -> dict[str, Any]:
     item = new_item(own, turn.seq, turn.created_at, expires_at) | {"attempt": turn.attempt, "status": turn.status}
     item |= {"usage": [turn.usage.prompt_tokens, turn.usage.completion_tokens], "assistant": turn.assistant}
     item |= {"finish_reason": turn.finish_reason, "blocked": turn.blocked, "label": turn.label}
-    item["passages"] = [_reference(passage) for passage in turn.passages]
+    item["passages"] = [references.row_of(passage) for passage in turn.passages]
     return {name: value for name, value in item.items() if value not in (None, [])}
 
 
@@ -187,34 +190,10 @@ def turn_of(item: dict[str, Any], *, expired: bool) -> Turn:
         label=item.get("label"),
         user_length=item["user_length"],
         usage=Usage(*item.get("usage", (0, 0))),
-        passages=tuple(_passage(row) for row in item.get("passages", ())),
+        passages=tuple(references.passage_of(row) for row in item.get("passages", ())),
         created_at=float(item["created_at"]),
         replaces=item.get("replaces"),
     )
-
-
-def _reference(passage: Passage) -> list[Any]:
-    """Return what is stored of a passage: where it is, and the hash of its text in place of the text."""
-    place = [passage.id, passage.title, passage.source, passage.section, passage.start, passage.end]
-    row = [*place, round(passage.score, 4), text_hash(passage)]
-    return [*row, passage.page, passage.document] if passage.page or passage.document else row
-
-
-def text_hash(passage: Passage) -> str:
-    """Return the hash that stands for the text of a passage; "" of one of an older version, which has neither."""
-    if passage.text_hash or not passage.text:
-        return passage.text_hash
-    return hashlib.sha256(passage.text.encode()).hexdigest()[:16]
-
-
-# Of hash, page and document, for the rows of older versions.
-_NOTHING: list[Any] = ["", 0, ""]
-
-
-def _passage(row: list[Any]) -> Passage:
-    identity, title, source, section, start, end, score, *rest = row  # rows of older versions end sooner
-    text_hash, page, document = rest + _NOTHING[len(rest) :]
-    return Passage(identity, "", title, source, section, start, end, float(score), text_hash, int(page), document)
 
 
 def unknown_session(session_id: str) -> NotFound:
@@ -296,7 +275,7 @@ def check_owned(ticket: Ticket, item: dict[str, Any] | None) -> dict[str, Any]:
 
 def same_attempt(ticket: Ticket, item: dict[str, Any]) -> bool:
     """Whether the item is of the ticket's attempt, and not of a session that was opened again."""
-    own = (item["attempt"], item["request_id"], item.get("mark", ""))
+    own = (item.get("attempt"), item.get("request_id"), item.get("mark", ""))  # a damaged one may lack any
     return own == (ticket.attempt, ticket.request_id, ticket.mark)
 
 
@@ -373,12 +352,20 @@ def position_of(owner: Owner, cursor: str) -> tuple[float, str]:
         if len(cursor) > _LONGEST_CURSOR:
             raise ValueError("longer than any that was given")
         digest, created_at, session_id = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        check_id("session_id", session_id)  # what is no id may be no key of a database either
-        if digest == _digest(owner) and _is_opening(created_at):
+        if digest == _digest(owner) and _is_opening(created_at) and _may_be_key(session_id):
             return float(created_at), session_id
-    except (InvalidRequest, ValueError, TypeError, OverflowError, RecursionError):
+    except (ValueError, TypeError, OverflowError, RecursionError):
         pass  # whatever was sent in its place
     raise InvalidRequest(f"cursor is {cursor[:40]!r}, expected what a list of these sessions gave; start without one")
+
+
+def _may_be_key(session_id: Any) -> bool:
+    """Whether a session may have this id, of whatever characters: it is text that can be part of a key.
+
+    Raises:
+        ValueError: it has half a character.
+    """
+    return isinstance(session_id, str) and len(session_id) <= _LONGEST_ID and bool(session_id.encode())
 
 
 def _is_opening(moment: Any) -> bool:

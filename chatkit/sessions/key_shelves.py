@@ -82,26 +82,44 @@ class SQLiteKeys:
                     "UPDATE keys SET wrapped = ?, expires = ? WHERE owner = ? AND session = ? AND wrapped = ?",
                     (new.wrapped, new.expires_at, *place),
                 )
-            self._erasing.after_write(erases=False)
+            self._erasing.after_write()
 
     def put(self, owner: str, session: str, new: WrappedKey) -> None:
         """Put a mark in the place of whatever is kept, the bytes in the file included."""
-        with self._asked() as connection:
-            connection.execute(
-                "INSERT OR REPLACE INTO keys VALUES (?, ?, ?, ?)", (owner, session, new.wrapped, new.expires_at)
-            )
-            self._erasing.after_write(erases=True)
+        place = (owner, session)
+        with self._removing() as connection:
+            if connection.execute("DELETE FROM keys WHERE owner = ? AND session = ?", place).rowcount:
+                self._erasing.note()
+            else:
+                self._erasing.want()
+            connection.execute("INSERT INTO keys VALUES (?, ?, ?, ?)", (*place, new.wrapped, new.expires_at))
 
     def clear(self, owner: str) -> None:
         """Remove everything of an owner, the bytes in the file included."""
-        with self._asked() as connection:
-            connection.execute("DELETE FROM keys WHERE owner = ?", (owner,))
-            self._erasing.after_write(erases=True)
+        with self._removing() as connection:
+            if connection.execute("DELETE FROM keys WHERE owner = ?", (owner,)).rowcount:
+                self._erasing.note()
+            else:
+                self._erasing.want()
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
+            self._erasing.close()
             self._connection.close()
+
+    @contextlib.contextmanager
+    def _removing(self) -> Iterator[sqlite3.Connection]:
+        """Commit all of it or nothing, and then erase what was removed."""
+        with self._asked() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            self._erasing.after_write()
 
     @contextlib.contextmanager
     def _asked(self) -> Iterator[sqlite3.Connection]:
@@ -175,7 +193,20 @@ class DynamoDBKeys:
 
     def put(self, owner: str, session: str, new: WrappedKey) -> None:
         """Put a mark in the place of whatever is kept."""
-        self._table.write(Budget(_BUDGET_S), owner, session, _item(new))
+        budget, wanted = Budget(_BUDGET_S), _item(new)
+        while True:
+            # It asks for what was there: one that comes late, when its caller has given up, another has removed the
+            # session and opened it again, must not take the key of that.
+            found = self._table.get(budget, owner, session)
+            condition: dict[str, Any] = {"condition": "attribute_not_exists(#pk)"}
+            if found is not None and "wrapped" in found:
+                condition = {"condition": "#wrapped = :wrapped", "wrapped": found["wrapped"]}
+            elif found is not None:
+                condition = {"condition": "attribute_exists(#pk) AND attribute_not_exists(#wrapped)"}
+            failed = self._table.transact(budget, (self._table.put(owner, session, wanted, **condition),))
+            if not failed:
+                return
+            budget.pause()  # somebody else has changed it
 
     def clear(self, owner: str) -> None:
         """Remove everything of an owner."""

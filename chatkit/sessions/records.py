@@ -181,6 +181,18 @@ def delete(records: Records, owner: Owner, session_id: str) -> None:
     records.drop(partition)
 
 
+def withdraw(records: Records, ticket: Ticket, now: float) -> bool:
+    """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+    partition = items.session_key(ticket.owner, ticket.session_id)
+    head, item = records.get(partition, items.META), records.get(partition, items.turn_key(ticket.seq))
+    if head is None or items.is_gone(head, now) or head["version"] != 1:
+        return False
+    if item is None or item["status"] != "pending" or not items.same_attempt(ticket, item):
+        return False
+    delete(records, ticket.owner, ticket.session_id)
+    return True
+
+
 def restore(
     records: Records, owner: Owner, session_id: str, turns: Sequence[Turn], expires_at: float | None, now: float
 ) -> None:

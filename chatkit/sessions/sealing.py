@@ -7,7 +7,7 @@ from typing import Any
 
 from chatkit.errors import MissingExtra
 from chatkit.protocols import Outcome
-from chatkit.sessions import items
+from chatkit.sessions import items, references
 from chatkit.sessions.attributes import size_of
 from chatkit.types import FinishReason, Owner, Passage, Turn
 
@@ -127,7 +127,7 @@ def _sealed_passages(key: SessionKey, request_id: str, passages: tuple[Passage, 
     if not passages:
         return ()
     names = [
-        [each.id, each.title, each.source, each.section, items.text_hash(each), each.page, each.document]
+        [each.id, each.title, each.source, each.section, references.text_hash(each), each.page, each.document]
         for each in passages
     ]
     text = key.seal(json.dumps(names, ensure_ascii=False, separators=(",", ":")), request_id, "passages")

@@ -81,11 +81,15 @@ class SQLiteStore:
 
     async def delete(self, owner: Owner, session_id: str) -> None:
         """Remove a session, its bytes in the file included; see protocols.SessionArchive."""
-        await self._writing(lambda: records.delete(self._rows, owner, session_id), erases=True)
+        await self._writing(lambda: self._removed(lambda: records.delete(self._rows, owner, session_id)))
+
+    async def withdraw(self, ticket: Ticket) -> bool:
+        """Remove a session that has the ticket's turn alone, where that waits to be finished; whether it did."""
+        return await self._writing(lambda: self._removed(lambda: records.withdraw(self._rows, ticket, self._clock())))
 
     async def purge(self, owner: Owner, *, closed_s: float = CLOSED_S) -> int:
         """Remove everything of an owner in one transaction; see protocols.SessionArchive."""
-        return await self._writing(lambda: self._purge(owner, closed_s), erases=True)
+        return await self._writing(lambda: self._purge(owner, closed_s))
 
     async def restore(self, owner: Owner, session_id: str, turns: Sequence[Turn], *, expires_at: float | None) -> None:
         """Write a session in one transaction; see protocols.SessionArchive."""
@@ -112,6 +116,7 @@ class SQLiteStore:
         self._writer.shutdown()
         self._reader.shutdown()
         self._read.close()
+        self._erasing.close()
         self._write.close()
 
     async def _reading(self, work: Callable[[], T]) -> T:
@@ -128,7 +133,7 @@ class SQLiteStore:
         with self._failing():
             return await asyncio.get_running_loop().run_in_executor(self._reader, read)
 
-    async def _writing(self, work: Callable[[], T], *, erases: bool = False) -> T:
+    async def _writing(self, work: Callable[[], T]) -> T:
         """Run in the writer's thread and commit all of it or nothing."""
 
         def write() -> T:
@@ -140,7 +145,7 @@ class SQLiteStore:
                 if self._write.in_transaction:
                     self._write.execute("ROLLBACK")
                 raise
-            self._erasing.after_write(erases=erases)
+            self._erasing.after_write()
             return result
 
         with self._failing():
@@ -163,13 +168,23 @@ class SQLiteStore:
         return accepted
 
     def _purge(self, owner: Owner, closed_s: float) -> int:
-        removed = sqlite_rows.remove_owner(self._write, owner, self._clock())
+        removed = self._removed(lambda: sqlite_rows.remove_owner(self._write, owner, self._clock()))
         place = items.owner_mark_key(owner)
         if closed_s > 0:
             self._rows.put(place, items.OWNER, items.new_mark(self._clock(), closed_s))
         else:
             self._rows.drop(place)
         return removed
+
+    def _removed(self, work: Callable[[], T]) -> T:
+        """Run what removes, and where it removed anything have that erased after the commit."""
+        before = self._write.total_changes
+        result = work()
+        if self._write.total_changes != before:
+            self._erasing.note()
+        else:
+            self._erasing.want()
+        return result
 
     def _sessions(self, owner: Owner, limit: int, opened: float, session_id: str) -> SessionList:
         found: list[SessionHead] = []

@@ -108,6 +108,9 @@ class _Session:
         """Say what is wrong with its turns; return the number of the newest."""
         newest, repeats = 0, Repeats()
         for seq, body, lease in turns:
+            if type(seq) is not int:
+                yield f"{self.place} has a turn of the number {seq!r:.40}, which is none"
+                continue
             if seq == newest + 2:
                 yield f"{self.place} has no turn {newest + 1}"
             elif seq != newest + 1:

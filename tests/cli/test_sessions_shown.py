@@ -1,11 +1,15 @@
 """`chatkit sessions list` and `show`: when a session ends, and which turns later ones have replaced."""
 
+import asyncio
 import json
 import time
 
 import pytest
 
+from chatkit.cli._sessions_store import read_session
+from chatkit.errors import Conflict
 from chatkit.protocols import Outcome
+from chatkit.testing import MemoryStore
 from chatkit.types import Owner
 from tests.cli.places import DAY, Place, say, talk, talk_of_everything
 
@@ -69,3 +73,22 @@ def test_what_an_unanswered_message_was_to_replace_is_shown_again(place) -> None
     shown = place.chatkit("show", "session-1")
     assert [turn.split()[0] for turn in shown.stdout.split("\n\n")] == ["#1", "#2"]
     assert shown.stderr == ""
+
+
+@pytest.mark.anyio
+async def test_a_session_that_was_removed_and_opened_again_while_it_was_read_is_a_conflict() -> None:
+    store, owner = MemoryStore(), Owner()
+    await talk(store, owner, "my-session", 1)
+    page = store.page
+
+    async def another_meanwhile(*arguments, **more):
+        found = await page(*arguments, **more)
+        if not more["after"]:
+            await asyncio.sleep(0.01)  # two that are opened in one moment cannot be told apart
+            await store.delete(owner, "my-session")
+            await talk(store, owner, "my-session", 1)
+        return found
+
+    store.page = another_meanwhile
+    with pytest.raises(Conflict, match="'my-session' was removed while it was read; run this again"):
+        await read_session(store, owner, "my-session")

@@ -3,13 +3,14 @@
 import base64
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
 from chatkit.errors import Conflict, InvalidRequest, NotFound
 from chatkit.protocols import NewTurn, Outcome, SessionHead, SessionList
 from chatkit.sessions import items
-from chatkit.types import Owner
+from chatkit.types import Owner, Passage, Usage
 
 pytestmark = pytest.mark.anyio
 OWNER = Owner()
@@ -61,6 +62,32 @@ async def test_a_list_goes_on_where_the_cursor_says_also_among_sessions_of_one_m
     assert pages == 4
     assert sorted(head.session_id for head in listed) == [f"session-{number}" for number in range(7)]
     assert [head.created_at for head in listed] == [1001.0] * 3 + [1000.0] * 4
+
+
+async def test_a_session_is_withdrawn_where_it_has_the_one_turn_alone_and_no_other_is(store) -> None:
+    store = getattr(store, "_store", store)  # it is for a store around another, and not of one
+    ticket = (await store.accept(NewTurn(OWNER, "session-1", "request-1", "Hello", 5))).ticket
+    assert not await store.withdraw(replace(ticket, mark="0" * 16))
+    assert await store.withdraw(ticket)
+    assert await store.sessions(OWNER, limit=2) == SessionList(())
+    again = (await store.accept(NewTurn(OWNER, "session-1", "request-1", "Hello", 5))).ticket  # as if never sent
+    assert (again.seq, again.attempt) == (1, 1)
+    assert not await store.withdraw(ticket)
+    await store.accept(NewTurn(OWNER, "session-1", "request-2", "Hello", 5, after=1))
+    assert not await store.withdraw(again)
+    await talk(store, "session-2")
+    assert [head.turns for head in (await store.sessions(OWNER, limit=9)).sessions if head.session_id == "session-1"]
+
+
+async def test_scores_and_counts_of_any_kind_that_an_answer_has_are_stored_so_that_they_are_read_again(store) -> None:
+    ticket = await begin(store, "session-1")
+    scores = [math.nan, math.inf, -1e308, 1e200, True]
+    passages = tuple(Passage("p", "", "", "", "", 0, 1, score, "hash") for score in scores)
+    await store.finish(ticket, Outcome("complete", "stop", "Hi.", usage=Usage(True, 2.0), passages=passages))
+    (turn,) = await store.page(OWNER, "session-1", limit=9)
+    assert [passage.score for passage in turn.passages] == [0.0, 1e30, -1e30, 1e30, 1.0]
+    assert turn.usage == Usage(1, 2)
+    assert turn.assistant == "Hi."
 
 
 async def test_a_full_last_page_has_no_cursor_and_no_session_makes_an_empty_list(store) -> None:

@@ -11,11 +11,15 @@ from tests.faults.verbs import BUDGET_S, SENT, VERBS, Case
 pytestmark = pytest.mark.anyio
 
 
-async def struck(kind, *, forwarded, times, store, proxy, beside, clock) -> list[tuple[Case, int, list[str]]]:
+# The SDK's read time-out: a request that takes longer, on a busy machine, is sent again whatever strikes it.
+SLOW_S = 2.0
+
+
+async def struck(kind, *, forwarded, times, store, proxy, beside, clock) -> list[tuple[Case, int, list[str], float]]:
     """Let a fault strike at each request of each verb in turn, all of them side by side, and check every end.
 
     Returns:
-        Each case with the number of requests that it takes undisturbed, and those that it took.
+        Each case with the number of requests that it takes undisturbed, those that it took, and its seconds.
     """
     cases = [
         (Case(name, f"{kind}-{name}-{at}-", beside), at, len(sent))
@@ -31,15 +35,15 @@ async def struck(kind, *, forwarded, times, store, proxy, beside, clock) -> list
     assert max(spent) < BUDGET_S
     assert proxy.faults.struck == times * len(cases)
     await asyncio.gather(*(case.check() for case, _, _ in cases))
-    return [(case, count, proxy.faults.operations(case.word)) for case, _, count in cases]
+    sent = (proxy.faults.operations(case.word) for case, _, _ in cases)
+    return [(case, count, each, took) for (case, _, count), each, took in zip(cases, sent, spent, strict=True)]
 
 
-def check_counts(results: list[tuple[Case, int, list[str]]], more: int) -> None:
-    """Check that each case took so many requests more than undisturbed; a busy machine makes a few time out beside."""
-    for case, count, sent in results:
+def check_counts(results: list[tuple[Case, int, list[str], float]], more: int) -> None:
+    """Check that each case took so many requests more than undisturbed, a slow one perhaps others beside."""
+    for case, count, sent, took in results:
         assert len(sent) >= count + more, f"{case.word} sent {sent}"
-    beyond = [sent for _, count, sent in results if len(sent) > count + more]
-    assert 4 * len(beyond) <= len(results), beyond
+        assert len(sent) == count + more or took > SLOW_S, f"{case.word} sent {sent} in {took:.2f} s"
 
 
 async def test_the_verbs_send_what_the_table_of_costs_says(store, proxy, beside, clock) -> None:

@@ -5,6 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from chatkit import wiring
 from chatkit.errors import Conflict, NotFound, StoreFailed
 from chatkit.protocols import NewTurn, Outcome
+from chatkit.sessions import key_shelves
 from chatkit.sessions.encryption import EncryptedStore
 from chatkit.sessions.key_shelves import DynamoDBKeys, SQLiteKeys
 from chatkit.sessions.master_keys import KeyFile
@@ -313,21 +315,49 @@ async def test_keys_held_in_memory_are_bounded(master) -> None:
     assert len(ring._held) == 0
 
 
-@pytest.mark.parametrize("operation", ["PutItem", "GetItem", "TransactWriteItems"])
-@pytest.mark.parametrize("kind", ["drop", "error", "throttle"])
-@pytest.mark.parametrize("forwarded", [False, True])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(("operation", "at"), [("GetItem", 1), *(("TransactWriteItems", at) for at in (1, 2, 3))])
+@pytest.mark.parametrize(("kind", "forwarded"), [("drop", True), ("drop", False), ("error", True), ("throttle", False)])
 async def test_a_lost_answer_about_a_key_leaves_one_key_and_no_error(
-    dynamodb, proxy, master, operation, kind, forwarded
+    dynamodb, proxy, master, operation, kind, forwarded, times, at
 ) -> None:
     table = ministack.new_table(dynamodb)
     store = EncryptedStore(MemoryStore(), KeyRing(DynamoDBKeys(table, endpoint=proxy.address), KeyFile(master)))
-    proxy.faults = Faults(Fault(kind, forwarded, operation))
+    proxy.faults = Faults(Fault(kind, forwarded, operation, at=at, times=times))
     await talk(store)
     assert len(_items(dynamodb, table)) == 1
     assert await answers(store) == ["Hi."]
     await store.delete(OWNER, "my-session")
-    assert (proxy.faults.struck, _items(dynamodb, table)) == (1, [])
+    assert (proxy.faults.struck, _items(dynamodb, table)) == (times, [])
     store.close()
+
+
+def test_a_mark_of_a_removal_that_comes_late_leaves_the_key_of_a_session_that_was_opened_again(
+    dynamodb, monkeypatch
+) -> None:
+    table = ministack.new_table(dynamodb)
+    shelf, other = DynamoDBKeys(table, endpoint=dynamodb), DynamoDBKeys(table, endpoint=dynamodb)
+    shelf.swap("me", "one", None, WrappedKey(b"first"))
+    send, newer = shelf._table.client.transact_write_items, WrappedKey(b"newer")
+
+    def late(**sent):
+        """The one who removed has given up; another removes the session too, and opens it again."""
+        other.put("me", "one", WrappedKey(b"-other"))
+        other.swap("me", "one", WrappedKey(b"-other"), None)
+        other.swap("me", "one", None, newer)
+        time.sleep(0.5)
+        return send(**sent)
+
+    monkeypatch.setattr(shelf._table.client, "transact_write_items", late)
+    monkeypatch.setattr(key_shelves, "_BUDGET_S", 0.5)
+    with pytest.raises(StoreFailed):
+        shelf.put("me", "one", WrappedKey(b"-mark"))
+    monkeypatch.undo()
+    assert other.get("me", "one") == newer
+    shelf.put("me", "one", WrappedKey(b"-mark"))
+    assert other.get("me", "one") == WrappedKey(b"-mark")
+    shelf.close()
+    other.close()
 
 
 async def test_keys_out_of_reach_are_store_failed_and_nothing_is_written(dynamodb, proxy, master) -> None:

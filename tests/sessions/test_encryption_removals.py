@@ -192,6 +192,76 @@ async def test_a_session_that_others_opened_while_a_message_was_on_its_way_stays
         assert await said(one) == [("theirs", "Hi.")]
 
 
+@pytest.mark.parametrize("theirs", ["", "my-session"])
+async def test_a_session_that_others_opened_while_a_message_was_taken_back_stays(tmp_path, master, theirs) -> None:
+    with store_in(tmp_path / "home", master) as one, store_in(tmp_path / "home", master) as two:
+        accept, withdraw = one._store.accept, one._store.withdraw
+
+        async def forgotten_before(turn):
+            two._keys.unmake(OWNER, "my-session", two._keys.forget(OWNER, "my-session"))
+            return await accept(turn)
+
+        async def opened_before(ticket):
+            """Between the look at the key and the removal another process removes the session and has its own."""
+            if theirs:
+                await two.delete(OWNER, theirs)
+                await talk(two, 7, "theirs")
+            return await withdraw(ticket)
+
+        one._store.accept, one._store.withdraw = forgotten_before, opened_before
+        with pytest.raises(NotFound, match="send it again"):
+            await one.accept(new(2, "late"))
+        assert await said(two) == ([("theirs", "Hi.")] if theirs else [])
+        if not theirs:
+            await talk(two, 2, "late")
+            assert await said(two) == [("late", "Hi.")]
+
+
+async def test_a_message_without_a_look_at_its_session_is_no_hole_in_one_that_was_opened_meanwhile(
+    tmp_path, master
+) -> None:
+    with store_in(tmp_path / "home", master) as one, store_in(tmp_path / "home", master) as two:
+        await talk(one, 1, "first")
+        accept = one._store.accept
+
+        async def opened_before(turn):
+            await two.delete(OWNER, "my-session")
+            await talk(two, 7, "theirs")
+            return await accept(turn)
+
+        one._store.accept = opened_before
+        with pytest.raises(NotFound, match="on its way; send it again with a new request_id"):
+            await one.accept(new(2, "late"))
+        one._store.accept = accept
+        await talk(two, 8, "more")
+        turns = await two.page(OWNER, "my-session", limit=9)
+        assert [(turn.seq, turn.status, turn.user) for turn in turns] == [
+            (1, "complete", "theirs"),
+            (2, "blocked", ""),
+            (3, "complete", "more"),
+        ]
+
+
+async def test_a_session_whose_key_went_while_it_was_restored_says_what_to_do(tmp_path, master) -> None:
+    with store_in(tmp_path / "home", master) as store:
+        await talk(store)
+        turns = await store.page(OWNER, "my-session", limit=9)
+        await store.delete(OWNER, "my-session")
+        restore = store._store.restore
+
+        async def forgotten_meanwhile(*arguments, **more):
+            store._keys.unmake(OWNER, "my-session", store._keys.forget(OWNER, "my-session"))
+            await restore(*arguments, **more)
+
+        store._store.restore = forgotten_meanwhile
+        with pytest.raises(Conflict, match="remove it, then restore it again"):
+            await store.restore(OWNER, "my-session", turns, expires_at=None)
+        store._store.restore = restore
+        await store.delete(OWNER, "my-session")
+        await store.restore(OWNER, "my-session", turns, expires_at=None)
+        assert await said(store) == [("Hello", "Hi.")]
+
+
 async def test_an_import_goes_on_after_a_session_whose_removal_broke_off(master) -> None:
     ring = ring_of(SQLiteKeys(None), master)
     store = EncryptedStore(MemoryStore(), ring)

@@ -90,6 +90,15 @@ async def test_a_damaged_session_is_named(filled, file, damage, said) -> None:
     assert await filled.check() == (said,)
 
 
+async def test_a_turn_whose_number_is_none_is_named_and_the_rest_is_looked_at(filled, file) -> None:
+    behind_its_back(file, f"UPDATE turns SET seq = 'x' WHERE session = ({TURN}) AND seq = 5")
+    behind_its_back(file, f"UPDATE turns SET seq = 3.5 WHERE session = ({TURN}) AND seq = 4")
+    found = await filled.check()
+    assert f"{MINE} has a turn of the number 'x', which is none" in found
+    assert f"{MINE} has a turn of the number 3.5, which is none" in found
+    assert f"{MINE} counts 5 turns, and its newest is 3" in found
+
+
 async def test_turns_and_requests_that_belong_to_nothing_are_named(filled, file) -> None:
     (number,) = filled._read.execute(TURN).fetchone()
     behind_its_back(file, "DELETE FROM sessions WHERE name = 'my-session'")

@@ -6,9 +6,11 @@ import time
 from collections import Counter
 
 import pytest
+from botocore import exceptions
 
 from chatkit.errors import Conflict, StoreFailed
 from chatkit.protocols import Outcome, Ticket
+from chatkit.sessions.budget import Budget
 from chatkit.types import Passage, Usage
 from tests.faults.proxy import refusal
 from tests.sessions.dynamodb.parts import DONE, OWNER, new, seqs
@@ -138,3 +140,25 @@ async def test_no_message_answer_or_key_is_logged_at_any_level(opened, caplog) -
         await other.finish(ticket, DONE)
     for canary in ("zq75x", "zq76x", "zq77x"):
         assert canary not in caplog.text
+
+
+def test_a_write_that_was_applied_before_nobody_took_the_connection_is_asked_for_again(store, monkeypatch) -> None:
+    """The first of the SDK's tries was applied and its answer lost; the server is not there for the others."""
+    table, client = store._table, store._table.client
+    for operation, error in (("put_item", "EndpointConnectionError"), ("transact_write_items", "ConnectTimeoutError")):
+        send, sent = getattr(client, operation), []
+
+        def lost(send=send, sent=sent, error=error, **parameters):
+            sent.append(send(**parameters))
+            if len(sent) == 1:
+                raise getattr(exceptions, error)(endpoint_url="http://there")
+            return sent[-1]
+
+        monkeypatch.setattr(client, operation, lost)
+        if operation == "put_item":
+            table.write(Budget(5), "partition", operation, {"text": "one"})
+        else:
+            absent = table.put("partition", operation, {"text": "one"}, "attribute_not_exists(#pk)")
+            assert table.transact(Budget(5), [absent]) == {}
+        assert len(sent) == 2
+        assert table.get(Budget(5), "partition", operation)["text"] == "one"

@@ -2,18 +2,19 @@
 
 import asyncio
 import threading
+import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
 
-from chatkit.errors import Conflict, NotFound
+from chatkit.errors import Conflict, NotFound, StoreFailed
 from chatkit.protocols import Outcome
 from chatkit.sessions import items
 from chatkit.sessions.budget import Budget
 from chatkit.types import Turn
 from tests import ministack
-from tests.sessions.dynamodb.parts import OWNER, new, seqs, talk, write_over
+from tests.sessions.dynamodb.parts import DONE, OWNER, new, seqs, talk, write_over
 
 pytestmark = pytest.mark.anyio
 WAIT_S = 30
@@ -130,6 +131,33 @@ async def test_a_request_whose_turn_is_another_requests_is_of_a_session_that_is_
     write_over(store, items.request_key(OWNER, "request-9"), items.REQUEST, **request)
     with pytest.raises(NotFound, match="the session of request_id 'request-9' does not exist any more"):
         await store.accept(new(9, "Hello", after=1))
+
+
+async def test_an_attempt_whose_turn_was_damaged_is_no_longer_its_to_finish(store, dynamodb, table) -> None:
+    ticket = (await store.accept(new())).ticket
+    partition, key = items.session_key(OWNER, "my-session"), items.turn_key(1)
+    store._table.update(Budget(9), partition, key, update="REMOVE #attempt")
+    with pytest.raises(Conflict, match="no longer attempt 1's to finish"):
+        await store.finish(ticket, DONE)
+
+
+async def test_a_mark_of_an_owner_that_comes_late_leaves_that_of_a_later_removal(store, opened, monkeypatch) -> None:
+    other, send = opened(), store._table.client.transact_write_items
+    for seconds in (30 * 86400.0, 0.0):
+        await other.purge(OWNER, closed_s=60)
+
+        def late(**sent):
+            """The one who removed has given up, and another removes everything again, before this arrives."""
+            other._archive.shut_out(Budget(9), OWNER, 600)
+            time.sleep(0.3)
+            return send(**sent)
+
+        monkeypatch.setattr(store._table.client, "transact_write_items", late)
+        with pytest.raises(StoreFailed):
+            store._archive.shut_out(Budget(0.3), OWNER, seconds)
+        mark = other._table.get(Budget(9), items.owner_mark_key(OWNER), items.OWNER)
+        assert 590 < mark["expires_at"] - time.time() < 602
+        monkeypatch.undo()
 
 
 async def test_a_removal_that_another_joins_is_over_for_both_when_everything_is_gone(opened, dynamodb, table) -> None:
