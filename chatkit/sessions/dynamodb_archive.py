@@ -121,21 +121,23 @@ class Archive:
     def shut_out(self, budget: Budget, owner: Owner, seconds: float) -> None:
         """Take nothing of an owner for so long; 0 takes the mark away."""
         place = items.owner_mark_key(owner), items.OWNER
+        mark = items.new_mark(self._clock(), seconds) | {"work": secrets.token_hex(8)}
         while True:
             # It asks for the mark that was there: one that comes late, when its caller has given up and another removal
             # has ended, must not take the place of that one's.
             found = self._table.get(budget, *place)
-            if found is None and seconds <= 0:
-                return
+            if (found is None and seconds <= 0) or (found is not None and found.get("work") == mark["work"]):
+                return  # or it was made before, and its answer lost
             condition, values = _as_found(found)
-            if seconds > 0:
-                mark = items.new_mark(self._clock(), seconds) | {"work": secrets.token_hex(8)}
-                action = self._table.put(*place, mark, condition, **values)
+            try:
+                if seconds > 0:
+                    self._table.write(budget, *place, mark, condition=condition, **values)
+                else:
+                    self._table.delete(budget, *place, condition=condition, **values)
+            except ConditionFailed:
+                budget.pause()
             else:
-                action = self._table.drop(*place, condition, **values)
-            if not self._table.transact(budget, (action,)):
                 return
-            budget.pause()  # somebody else has changed it
 
     def named(self, budget: Budget, owner: Owner) -> list[str]:
         """Return the ids of the owner's sessions that the index names, whatever their state; some may be gone."""

@@ -142,17 +142,18 @@ async def test_an_attempt_whose_turn_was_damaged_is_no_longer_its_to_finish(stor
 
 
 async def test_a_mark_of_an_owner_that_comes_late_leaves_that_of_a_later_removal(store, opened, monkeypatch) -> None:
-    other, send = opened(), store._table.client.transact_write_items
-    for seconds in (30 * 86400.0, 0.0):
+    other, client = opened(), store._table.client
+    for seconds, operation in ((30 * 86400.0, "put_item"), (0.0, "delete_item")):
+        send = getattr(client, operation)
         await other.purge(OWNER, closed_s=60)
 
-        def late(**sent):
+        def late(send=send, **sent):
             """The one who removed has given up, and another removes everything again, before this arrives."""
             other._archive.shut_out(Budget(9), OWNER, 600)
             time.sleep(0.3)
             return send(**sent)
 
-        monkeypatch.setattr(store._table.client, "transact_write_items", late)
+        monkeypatch.setattr(client, operation, late)
         with pytest.raises(StoreFailed):
             store._archive.shut_out(Budget(0.3), OWNER, seconds)
         mark = other._table.get(Budget(9), items.owner_mark_key(OWNER), items.OWNER)
