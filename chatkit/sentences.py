@@ -7,6 +7,8 @@ _ABBREVIATED = re.compile(
     r"(?:^|[\s(])(?:[A-Za-z]|[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|vs|etc|e\.g|i\.e|approx|[Nn]o|[Ff]ig|cf|al|[Jj]r|[Ss]r"
     r"|(?:[A-Za-z]\.)+[A-Za-z])\.$"
 )
+_LONGEST_ABBREVIATED = 40
+_FOLLOWING = re.compile(r"\S")
 _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+(?:['’.,][^\W_{_CJK}]+)*")
 # Words that say nothing of what a sentence is about.
@@ -27,17 +29,29 @@ def sentence_spans(text: str) -> tuple[tuple[int, int], ...]:
     What ends a line ends a sentence. A piece without a word of its own, such as "1." or "- ", belongs to the next one.
     """
     spans: list[tuple[int, int]] = []
-    start = 0
+    start = checked = 0  # from `start` to `checked` there is no word
     for match in _END.finditer(text):
-        piece = text[start : match.end()]
-        if match[0][0] == "." and (_ABBREVIATED.search(piece) or text[match.end() :].lstrip()[:1].islower()):
+        end = match.end()
+        if match[0][0] == "." and _goes_on(text, start, end):
             continue
-        if not _is_wordless(piece):
-            spans.append((start, match.end()))
-            start = match.end()
-    if not _is_wordless(text[start:]):
+        if _is_wordless(text[checked:end], alone=checked == start):
+            checked = end
+            if not text[start:end].strip():
+                start = end
+        else:
+            spans.append((start, end))
+            start = checked = end
+    if not _is_wordless(text[checked:], alone=checked == start):
         spans.append((start, len(text)))
     return tuple(_stripped(text, *span) for span in spans)
+
+
+def _goes_on(text: str, start: int, end: int) -> bool:
+    """Whether the full stop before `end` ends no sentence; looks no further than it has to, for texts of any length."""
+    following = _FOLLOWING.search(text, end)
+    return (following is not None and following[0].islower()) or bool(
+        _ABBREVIATED.search(text[max(start, end - _LONGEST_ABBREVIATED) : end])
+    )
 
 
 def words_of(text: str) -> list[str]:
@@ -60,8 +74,10 @@ def stem(word: str) -> str:
     return word
 
 
-def _is_wordless(piece: str) -> bool:
-    return not any(len(word) > 1 or not word.isdigit() for word in words_of(piece)) and not _number_alone(piece)
+def _is_wordless(piece: str, *, alone: bool) -> bool:
+    if any(len(word) > 1 or not word.isdigit() for word in words_of(piece)):
+        return False
+    return not (alone and _number_alone(piece))
 
 
 def _number_alone(piece: str) -> bool:

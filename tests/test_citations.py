@@ -64,6 +64,11 @@ def test_spans_are_in_order_and_hold_every_word(text) -> None:
     assert all(text[start:end] == text[start:end].strip() for start, end in spans)
 
 
+@pytest.mark.parametrize("piece", ["It goes on. ", "a. ", "1. ", "- . ", " \n"])
+def test_a_text_of_any_length_is_cut_in_a_time_that_grows_no_faster_than_it(piece) -> None:
+    assert len(sentence_spans(piece * 50_000)) in (0, 1, 50_000)  # minutes, were the rest read again at each stop
+
+
 @settings(max_examples=25)
 @given(st.lists(st.sampled_from([GAME, RIVER, EMPTY]), max_size=3), st.text(max_size=60))
 async def test_a_citation_never_names_what_was_not_among_the_passages(passages, text) -> None:

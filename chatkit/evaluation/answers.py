@@ -192,7 +192,12 @@ def _request(query: Query, way: str, settings: Settings, what: AnswerEval) -> Ch
 
 def _history(told: Iterable[Mapping[str, str]]) -> tuple[Message, ...] | None:
     """Return the conversation before a query, from the first message to the last answer; None where there is none."""
-    messages = [Message("assistant" if row["role"] == "assistant" else "user", row["text"]) for row in told]
+    messages = [
+        Message(
+            "assistant" if row.get("role") == "assistant" else "user", str(row.get("text") or row.get("content") or "")
+        )
+        for row in told
+    ]
     while messages and messages[-1].role != "assistant":
         messages.pop()
     return tuple(messages) or None

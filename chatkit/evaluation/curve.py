@@ -59,7 +59,11 @@ class _Way:
 
 
 def measure(
-    built: legs.Built, metric: str, asked: Asked, encode: Callable[[Sequence[QueryPart]], Vector]
+    built: legs.Built,
+    metric: str,
+    asked: Asked,
+    encode: Callable[[Sequence[QueryPart]], Vector],
+    weight: float | None = None,
 ) -> list[Point]:
     """Search in every way; the ways take turns at each query, so that a busy moment is nobody's own.
 
@@ -68,12 +72,13 @@ def measure(
         metric: of its vectors.
         asked: queries, each with its grades by row.
         encode: one query to its vector.
+        weight: of the dense leg where both are searched; None takes the index's own.
     """
     prepared = [([QueryPart(text)], encode([QueryPart(text)]), grades) for text, grades in asked[:_TIMED]]
     with ExitStack() as stack:
         ways = [*_dense(built, metric, stack), _Way("lexical", "words", built.legs, 0.0)]
-        if built.legs.weight() > 0:
-            ways += [_Way("hybrid", str(pool), built.legs.with_pool(pool)) for pool in _POOLS]
+        if built.legs.weight(weight) > 0:
+            ways += [_Way("hybrid", str(pool), built.legs.with_pool(pool), weight) for pool in _POOLS]
         times: list[list[float]] = [[] for _ in ways]
         recalls: list[list[float]] = [[] for _ in ways]
         for way in ways:

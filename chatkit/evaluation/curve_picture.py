@@ -10,7 +10,7 @@ from chatkit.evaluation.curve import DEPTH, Point
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 720, 420, 56, 52, 74, 24
 # What a series is called in the legend.
-_NAMES = {"dense": "meaning, by kind of vectors", "lexical": "words", "hybrid": "both, by candidates of each"}
+_NAMES = {"dense": "dense, by kind of vectors", "lexical": "lexical", "hybrid": "hybrid, by candidates of each leg"}
 # Width of a character and height of a line, as they are reckoned for labels. Pixels.
 _CHARACTER, _LINE = 6.6, 13
 # Where a label may stand about its point, in the order of preference: to which side, lines up or down.
@@ -55,7 +55,8 @@ def picture(points: Sequence[Point], told: Mapping[str, Any]) -> str:
     name = str(told["set"]).rstrip("/").rpartition("/")[2]
     title = f"{name}: {told['documents']} documents, {told['queries']} queries, {told['encoder']}"
     drawn = [f'<text class="head" x="8" y="20">{escape(title)}</text>', *_legend(points), *_grid(scales)]
-    line = " ".join(f"{scales.x(point.ms)},{scales.y(point.recall)}" for point in points if point.series == "hybrid")
+    line_points = sorted((point for point in points if point.series == "hybrid"), key=lambda point: point.ms)
+    line = " ".join(f"{scales.x(point.ms)},{scales.y(point.recall)}" for point in line_points)
     if line:
         drawn.append(f'<polyline class="hybrid" points="{line}"/>')
     drawn += _labels(points, scales)

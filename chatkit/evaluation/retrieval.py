@@ -105,7 +105,8 @@ def eval_retrieval(
         }
         rows = [_row(one, collection) for one in judged]
         if what.picture is not None:
-            points = curve.measure(built, encoder.metric, [(one.query.text, one.grades) for one in judged], encode)
+            pairs = [(one.query.text, one.grades) for one in judged]
+            points = curve.measure(built, encoder.metric, pairs, encode, asked)
             what.picture.write_text(curve_picture.picture(points, told), encoding="utf-8")
             rows = [*rows, *(point.row() for point in points)]
     return Report("eval retrieval", told, figures(judged), rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 from chatkit.errors import BadIndex, InvalidRequest
 from chatkit.retrieval import published, versions, writing
 from chatkit.retrieval.layout import VERSION, IndexFolder
+from chatkit.retrieval.lexical import Lexical
 from chatkit.retrieval.manifest import Manifest
 
 
@@ -162,9 +163,10 @@ def _first_good(index: IndexFolder, candidates: list[str], fingerprint: str) -> 
         folder = index.version_folder(version)
         try:
             manifest = versions.check(folder, fingerprint, hashes=True)
-            vectors, passages = writing.read_both(folder, manifest)
-            vectors.close()
-            passages.close()
+            for part in writing.read_both(folder, manifest):
+                part.close()
+            if manifest.lexical is not None:
+                Lexical.open(folder, manifest).close()
         except BadIndex as error:
             last = error
             problems.append(str(error))
