@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatkit.errors import BrokenModel, InvalidRequest
-from chatkit.models import sources
+from chatkit.models import gguf, sources
 from chatkit.models.upstream_format import (
     MessagesFormat,
     TokenCounter,
@@ -61,7 +61,8 @@ TEXTS = {
 @pytest.fixture(scope="module")
 def tokenizer(models_dir):
     file = sources.resolve("default", models_dir=models_dir, role="chat")
-    return read_tokenizer(next(sources.derived_dir(file, models_dir=models_dir).rglob("tokenizer.json")))
+    folder, _ = gguf.converted(file, cache=sources.derived_dir(file, models_dir=models_dir))
+    return read_tokenizer(folder)
 
 
 @pytest.mark.parametrize("marker", MARKERS)

@@ -58,7 +58,7 @@ def test_another_form_is_refused(tmp_path, named) -> None:
 
 def test_the_search_api_of_the_page_is_one_that_is_read(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SEARCH_KEY", "k")
-    (text,) = re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)
+    (text,) = re.findall(r"^```toml\n(# intranet\.toml\n.*?)^```", PAGE, re.M | re.S)
     assert (
         HttpSearch(**tomllib.loads(text)).filled("a b", 3)[0] == "https://search.example.com/v1/search?q=a%20b&size=3"
     )
