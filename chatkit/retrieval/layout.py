@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,15 +102,6 @@ class IndexFolder:
             yield
         finally:
             lock.release()
-
-    @contextmanager
-    def building(self) -> Iterator[Path]:
-        """Give a new folder on the same disk, removed again unless it is published."""
-        beside = Path(tempfile.mkdtemp(prefix=_BUILDING, dir=self.folder))
-        try:
-            yield beside
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
 
     def publish(self, beside: Path, *, keep: Collection[str]) -> Path:
         """Make a built folder the live version, in two renames; returns its folder. Needs the lock.

@@ -1,8 +1,9 @@
 """What the loopback imitations of model hubs share: a server that can be told to misbehave."""
 
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback_server import LoopbackServer
 
 COMMIT = "a" * 40
 NAME = "org/tiny"
@@ -17,7 +18,7 @@ FILES = {
 }
 
 
-class LoopbackHub(ThreadingHTTPServer):
+class LoopbackHub(LoopbackServer):
     """A hub of one repository that can be told to misbehave.
 
     Attributes:
@@ -30,11 +31,10 @@ class LoopbackHub(ThreadingHTTPServer):
         cookies: the cookies of every request.
     """
 
-    daemon_threads = True
     answer: type["LoopbackAnswer"]
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), self.answer)
+        super().__init__(self.answer)
         self.refuse = 0
         self.cut: list[int] = []
         self.to = ""
@@ -46,20 +46,8 @@ class LoopbackHub(ThreadingHTTPServer):
         self.seen: list[tuple[str, str | None, str | None]] = []
         self.cookies: list[str | None] = []
 
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
     def downloads(self, name: str) -> int:
         return sum(path.endswith(f"/{name}") for path, _, _ in self.seen)
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 class LoopbackAnswer(BaseHTTPRequestHandler):

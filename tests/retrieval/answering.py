@@ -1,12 +1,13 @@
 """A server on loopback that answers what a test tells it to, and keeps what it was asked."""
 
-import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from tests.loopback_server import LoopbackServer
 
 
-class Answering(ThreadingHTTPServer):
+class Answering(LoopbackServer):
     """Answers every request by `reply(path, body)`.
 
     Attributes:
@@ -15,29 +16,11 @@ class Answering(ThreadingHTTPServer):
         seen: (method, path, headers, body) of every request.
     """
 
-    daemon_threads = True
-
     def __init__(self, reply: Callable[[str, bytes], tuple[int, dict[str, str], bytes]]) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
+        super().__init__(_Answer)
         self.reply = reply
         self.pause = 0.0
         self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
-
-    @property
-    def netloc(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    @property
-    def address(self) -> str:
-        return f"http://{self.netloc}"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
 
 class _Answer(BaseHTTPRequestHandler):
