@@ -87,12 +87,18 @@ def tail(text: str) -> str:
 
 
 async def checked(
-    moderator: Moderator, text: str, *, direction: Direction, before: str = "", timeout: float = CHECK_TIMEOUT
+    moderator: Moderator,
+    text: str,
+    *,
+    direction: Direction,
+    before: str = "",
+    history: tuple[str, ...] = (),
+    timeout: float = CHECK_TIMEOUT,
 ) -> ModerationResult:
     """Return the moderator's verdict; a check that fails or takes too long is `unavailable`, never safe."""
     try:
         async with asyncio.timeout(timeout):
-            return await moderator.check(text, direction=direction, before=before)
+            return await moderator.check(text, direction=direction, before=before, history=history)
     except TimeoutError:
         log.error("moderation of %s took more than %.0f s", direction, timeout)
     except Exception:  # whatever an adapter raises, the text was not checked

@@ -5,22 +5,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chatkit.errors import InvalidRequest
+from chatkit.verdicts import ACTIONS as ACTIONS
+from chatkit.verdicts import CATEGORIES as CATEGORIES
+from chatkit.verdicts import HARM as HARM
+from chatkit.verdicts import LABELS as LABELS
+from chatkit.verdicts import REFUSALS as REFUSALS
+from chatkit.verdicts import Action as Action
+from chatkit.verdicts import Direction as Direction
+from chatkit.verdicts import ModerationResult as ModerationResult
+from chatkit.verdicts import Scores as Scores
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "deadline", "content_filter", "aborted"]
 TurnStatus = Literal["pending", "complete", "aborted", "blocked"]
-Direction = Literal["input", "output", "passage"]
-Action = Literal["allow", "annotate", "refuse"]
-
-# The five OpenChatKit labels, from harmless to grave. They are rater votes, not severities of harm.
-LABELS = (
-    "casual",
-    "possibly needs caution",
-    "probably needs caution",
-    "needs caution",
-    "needs intervention",
-)
-
 
 # What a client may call a session or a request; ids that begin with `s-` are the server's own. DESIGN §2.15.
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
@@ -204,26 +201,6 @@ class ChatRequest:
         """Check what a caller may ask for; the stop words of the prompt's format come on top."""
         if len(self.sampling.stop_words) > 16:
             raise InvalidRequest(f"stop_words has {len(self.sampling.stop_words)} entries, at most 16 are taken")
-
-
-@dataclass(frozen=True, slots=True)
-class ModerationResult:
-    """What one check said.
-
-    Attributes:
-        flagged: the policy refuses this text.
-        label: one of LABELS; None when the check could not run.
-        scores: category → probability in 0..1.
-        unavailable: the check could not run; never to be read as safe.
-    """
-
-    flagged: bool
-    action: Action = "allow"
-    label: str | None = "casual"
-    category: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    unavailable: bool = False
-    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -272,9 +272,10 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
     """Open the embedded head under the policy that the settings name."""
     from chatkit.moderation import policy
-    from chatkit.moderation.head import HeadModerator
+    from chatkit.moderation.head import HeadScorer
+    from chatkit.moderation.moderator import PolicyModerator
 
-    return HeadModerator(encoder, None, policy.named(settings.policy))
+    return PolicyModerator(HeadScorer(encoder, None), policy.named(settings.policy))
 
 
 def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: Any) -> "TrainReport":

@@ -20,6 +20,7 @@ ROOT = Path(chatkit.__file__).resolve().parent
 MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
     "chatkit.types": 0,
+    "chatkit.verdicts": 0,
     "chatkit.errors": 0,
     "chatkit.protocols": 1,
     "chatkit.retrievers": 1,

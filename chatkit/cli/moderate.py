@@ -14,7 +14,7 @@ from chatkit import wiring
 from chatkit.cli import setting_options
 from chatkit.errors import InvalidRequest
 from chatkit.settings import load_settings
-from chatkit.types import LABELS, Direction, ModerationResult
+from chatkit.types import Direction, ModerationResult
 
 # Scores that are shown on one line.
 _SHOWN = 3
@@ -88,7 +88,6 @@ def _as_json(text: str, result: ModerationResult) -> str:
 
 def _as_line(result: ModerationResult) -> str:
     """Return label, action, and the highest category scores."""
-    kinds = [(name, score) for name, score in result.scores.items() if name not in LABELS]
-    top = sorted(kinds, key=lambda pair: -pair[1])[:_SHOWN]
+    top = sorted(result.scores.items(), key=lambda pair: -pair[1])[:_SHOWN]
     scores = ", ".join(f"{name} {score:.2f}" for name, score in top)
     return f"{result.label}\t{result.action}\t{scores}"

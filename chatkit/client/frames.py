@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 from chatkit import errors
 from chatkit.types import (
+    ACTIONS,
+    REFUSALS,
     Citation,
     Error,
     Event,
@@ -106,16 +108,18 @@ def _verdict(value: object) -> ModerationResult | None:
         return None
     table = _table(value)
     action = table.get("action")
-    if action not in ("allow", "annotate", "refuse"):
+    if action not in ACTIONS:
         raise BadFrame(f"action {action!r:.40}")
     return ModerationResult(
-        flagged=action == "refuse",
+        flagged=action in REFUSALS,
         action=action,
         label=_optional_text(table, "label"),
         category=_optional_text(table, "category"),
         scores=_numbers(table, "scores"),
+        levels=_numbers(table, "levels"),
         unavailable=table.get("unavailable") is True,
         model=_text(table, "model", ""),
+        version=_text(table, "version", ""),
     )
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from chatkit.moderation.features import BUCKETS
-from chatkit.moderation.network import OUTPUTS, Floats, Network
-from chatkit.moderation.policy import CATEGORIES
+from chatkit.moderation.network import OUTPUTS, SCORED, Floats, Network
 
 Rows = npt.NDArray[np.intp]
 Gradient = Callable[[Rows], dict[str, Floats]]
@@ -63,8 +62,8 @@ def fit_network(examples: Examples, seed: int) -> Network:
         output=np.vstack([part["output"] for part in fitted]) * share,
         output_bias=np.sum([part["output_bias"] for part in fitted], axis=0) * share,
         words=fit_words(examples, seed) * np.float32(WORD_SHARE),
-        scale=np.ones(len(CATEGORIES), np.float32),
-        shift=np.zeros(len(CATEGORIES), np.float32),
+        scale=np.ones(len(SCORED), np.float32),
+        shift=np.zeros(len(SCORED), np.float32),
     )
 
 
@@ -105,7 +104,7 @@ def fit_member(examples: Examples, seed: int) -> dict[str, Floats]:
 def fit_words(examples: Examples, seed: int) -> Floats:
     """Return (BUCKETS, 8) weights of a logistic regression on hashed words; its bias is left to the network."""
     rng = np.random.default_rng(seed)
-    split = len(CATEGORIES)
+    split = len(SCORED)
     weights = {"words": np.zeros((BUCKETS, split), np.float32), "bias": np.full(split, -2, np.float32)}
 
     def gradient(rows: Rows) -> dict[str, Floats]:
@@ -124,7 +123,7 @@ def fit_words(examples: Examples, seed: int) -> Floats:
 
 def _error(logits: Floats, examples: Examples, rows: Rows) -> Floats:
     """Return the slope of the mean loss by logit: cross-entropy of each known category, and of the five labels."""
-    split = len(CATEGORIES)
+    split = len(SCORED)
     targets, levels = examples.targets[rows], examples.levels[rows]
     chance = 1 / (1 + np.exp(-np.clip(logits[:, :split], -30, 30)))
     categories = np.where(np.isnan(targets), 0, chance - np.nan_to_num(targets)) / 3

@@ -12,14 +12,15 @@ import numpy.typing as npt
 
 from chatkit.errors import BrokenModel, ModelError
 from chatkit.moderation.features import BUCKETS, hashed_words
-from chatkit.moderation.policy import CATEGORIES
 from chatkit.types import LABELS
 
 Floats = npt.NDArray[np.float32]
 
 # Raised whenever tensors, features or clean-up change, so that no code reads weights fitted for other code.
 FORMAT = 1
-OUTPUTS = len(CATEGORIES) + len(LABELS)
+# What the head scores. "harm" is the overall judgement, which the most texts teach; the others say which kind it is.
+SCORED = ("harm", "hate", "harassment", "violence", "self_harm", "sexual", "illicit", "profanity")
+OUTPUTS = len(SCORED) + len(LABELS)
 # All metadata is one key: with several, their order in the file would differ from run to run.
 _KEY = "chatkit"
 # Tensors that are kept as float32; the others lose nothing that matters as float16.
@@ -57,18 +58,18 @@ class Network:
         logits = np.zeros(OUTPUTS, np.float32)
         buckets = hashed_words(text)
         if buckets.size:
-            logits[: len(CATEGORIES)] = self.words[buckets].sum(axis=0) / np.sqrt(buckets.size)
+            logits[: len(SCORED)] = self.words[buckets].sum(axis=0) / np.sqrt(buckets.size)
         return logits
 
     def scores(self, logits: Floats) -> Floats:
         """Return (n, 8) calibrated category scores of (n, 13) logits."""
-        raw = self.scale * logits[:, : len(CATEGORIES)] + self.shift
+        raw = self.scale * logits[:, : len(SCORED)] + self.shift
         scores: Floats = 1.0 / (1.0 + np.exp(-np.clip(raw, -30.0, 30.0)))
         return scores
 
     def levels(self, logits: Floats) -> Floats:
         """Return (n, 5) probabilities of the five labels."""
-        raw = logits[:, len(CATEGORIES) :]
+        raw = logits[:, len(SCORED) :]
         weights = np.exp(raw - raw.max(axis=1, keepdims=True))
         levels: Floats = weights / weights.sum(axis=1, keepdims=True)
         return levels
@@ -84,7 +85,7 @@ def save_network(path: Path, network: Network, described: dict[str, Any]) -> Non
     }
     meta = {
         "format": FORMAT,
-        "categories": list(CATEGORIES),
+        "categories": list(SCORED),
         "labels": list(LABELS),
         "digest": _digest(tensors),
         **described,
@@ -123,8 +124,8 @@ def _fault(meta: Any, tensors: dict[str, npt.NDArray[Any]]) -> str | None:
         return "their metadata is missing"
     if meta["format"] != FORMAT:
         return f"their format is {meta['format']!r}, expected {FORMAT}"
-    if (meta.get("categories"), meta.get("labels")) != (list(CATEGORIES), list(LABELS)):
-        return f"they score {meta.get('categories')!r}, expected {list(CATEGORIES)!r}"
+    if (meta.get("categories"), meta.get("labels")) != (list(SCORED), list(LABELS)):
+        return f"they score {meta.get('categories')!r}, expected {list(SCORED)!r}"
     if tensors.keys() != {spec.name for spec in fields(Network)}:
         return f"they hold {sorted(tensors)!r}, expected {sorted(spec.name for spec in fields(Network))!r}"
     if meta["digest"] != _digest(tensors):
@@ -135,9 +136,9 @@ def _fault(meta: Any, tensors: dict[str, npt.NDArray[Any]]) -> str | None:
         "hidden_bias": (units,),
         "output": (units, OUTPUTS),
         "output_bias": (OUTPUTS,),
-        "words": (BUCKETS, len(CATEGORIES)),
-        "scale": (len(CATEGORIES),),
-        "shift": (len(CATEGORIES),),
+        "words": (BUCKETS, len(SCORED)),
+        "scale": (len(SCORED),),
+        "shift": (len(SCORED),),
     }
     for name, shape in expected.items():
         if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from chatkit.errors import ConfigError
 from chatkit.types import LABELS, Action, Direction
 
-# What the head scores. "harm" is the overall judgement, which the most texts teach; the others say which kind it is.
-CATEGORIES = ("harm", "hate", "harassment", "violence", "self_harm", "sexual", "illicit", "profanity")
-
 # Never reached: a score is a probability.
 NEVER = 2.0
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from chatkit.errors import ConfigError
 from chatkit.moderation.features import clean
-from chatkit.moderation.policy import CATEGORIES
+from chatkit.moderation.network import SCORED
 from chatkit.release import overlapping_windows, tail
 from chatkit.types import LABELS
 
 # Part of every hold-out key: changing it draws other held-out rows.
 SEED = 20240607
-BENIGN: Mapping[str, float] = dict.fromkeys(CATEGORIES, 0.0)
+BENIGN: Mapping[str, float] = dict.fromkeys(SCORED, 0.0)
 # A moderator sees windows of at most 300 characters; of a longer text only the beginning is learned from.
 LONGEST = 480
 # How many harmful texts are also learned with harmless words before them.

@@ -13,9 +13,10 @@ from chatkit.errors import ConfigError
 from chatkit.moderation import figures, sets
 from chatkit.moderation.features import clean, hashed_words
 from chatkit.moderation.fit import Examples, fit_network
-from chatkit.moderation.head import WEIGHTS, HeadModerator
-from chatkit.moderation.network import Floats, Network, save_network
-from chatkit.moderation.policy import CATEGORIES, named
+from chatkit.moderation.head import WEIGHTS, HeadScorer
+from chatkit.moderation.moderator import PolicyModerator
+from chatkit.moderation.network import SCORED, Floats, Network, save_network
+from chatkit.moderation.policy import named
 from chatkit.protocols import Encoder
 from chatkit.release import overlapping_windows
 from chatkit.types import LABELS
@@ -105,7 +106,7 @@ async def _encode(encoder: Encoder, texts: list[str], progress: Progress) -> _En
 
 
 def _examples(rows: list[sets.Row], encoded: _Encoded) -> Examples:
-    targets = [[row.targets.get(category, np.nan) for category in CATEGORIES] for row in rows]
+    targets = [[row.targets.get(category, np.nan) for category in SCORED] for row in rows]
     return Examples(
         vectors=np.stack([encoded.vectors[row.text] for row in rows]),
         words=[hashed_words(row.text) for row in rows],
@@ -118,7 +119,7 @@ def _examples(rows: list[sets.Row], encoded: _Encoded) -> Examples:
 def _logits(network: Network, examples: Examples) -> Floats:
     logits = network.from_vectors(examples.vectors)
     words = [network.words[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1)) for buckets in examples.words]
-    logits[:, : len(CATEGORIES)] += np.stack(words)
+    logits[:, : len(SCORED)] += np.stack(words)
     return logits
 
 
@@ -129,7 +130,7 @@ def calibrate(network: Network, harmless: Floats) -> Network:
         harmless: (n, 13) logits of windows that were not fitted on.
     """
     (often, low), (seldom, high) = ANCHORS
-    raw_low, raw_high = np.quantile(harmless[:, : len(CATEGORIES)], (1 - often, 1 - seldom), axis=0)
+    raw_low, raw_high = np.quantile(harmless[:, : len(SCORED)], (1 - often, 1 - seldom), axis=0)
     odds_low, odds_high = np.log(low / (1 - low)), np.log(high / (1 - high))
     scale = (odds_high - odds_low) / np.maximum(raw_high - raw_low, 0.1)
     return replace(network, scale=scale.astype(np.float32), shift=(odds_low - scale * raw_low).astype(np.float32))
@@ -143,7 +144,7 @@ async def measure(
     `SET.auprc`, `SET.roc_auc` and `SET.recall@fprN` for the sets that only measure and for all that was held out,
     `SET.refused_harmful` and `SET.refused_harmless` under the standard policy; `everyday.refused` of held-out windows.
     """
-    moderator = HeadModerator(encoded, path, named("standard"))
+    moderator = PolicyModerator(HeadScorer(encoded, path), named("standard"))
     found: dict[str, float] = {}
     known = [(row.text, round(row.targets["harm"])) for row in held_out if "harm" in row.targets]
     for name, texts in {"held-out": known, **measured}.items():
@@ -182,6 +183,6 @@ def cross_validate(examples: Examples, rows: np.ndarray[Any, np.dtype[np.intp]])
         seen = np.concatenate([others, np.setdiff1d(clear, fold)])
         network = fit_network(examples[seen], sets.SEED)
         truth += examples.levels[fold].argmax(axis=1).tolist()
-        said += _logits(network, examples[fold])[:, len(CATEGORIES) :].argmax(axis=1).tolist()
+        said += _logits(network, examples[fold])[:, len(SCORED) :].argmax(axis=1).tolist()
     found = figures.agreement(truth, said, len(LABELS))
     return {f"five-labels.{name}": value for name, value in found.items()}

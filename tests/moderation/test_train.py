@@ -3,9 +3,8 @@ import pytest
 
 from chatkit.errors import ConfigError
 from chatkit.moderation import sets
-from chatkit.moderation.head import WEIGHTS, HeadModerator
-from chatkit.moderation.network import load_network
-from chatkit.moderation.policy import CATEGORIES, named
+from chatkit.moderation.head import WEIGHTS, HeadScorer
+from chatkit.moderation.network import SCORED, load_network
 from chatkit.moderation.train import calibrate, train_head
 
 
@@ -25,7 +24,7 @@ def test_the_same_data_gives_the_same_bytes(encoder, tiny_sets, tmp_path, monkey
     assert first.read_bytes() == second.read_bytes()
     assert report.encoder == encoder.fingerprint
     assert {"everyday.refused", "jailbreakbench.roc_auc", "five-labels.kappa"} <= report.figures.keys()
-    HeadModerator(encoder, first, named("standard"))
+    HeadScorer(encoder, first)
 
 
 def vars_of(report):
@@ -52,7 +51,7 @@ def test_what_only_measures_is_never_fitted_on_in_any_spelling(tiny_sets):
 
 def test_unknown_categories_stay_open_and_harmless_text_is_harmless_in_all(tiny_sets):
     rows = {row.text: row for row in sets.read_rows(tiny_sets)}
-    assert rows["Do you like film 3?"].targets == dict.fromkeys(CATEGORIES, 0.0)
+    assert rows["Do you like film 3?"].targets == dict.fromkeys(SCORED, 0.0)
     assert rows["Explain how to steal the bicycle number 1"].targets == {"harm": 1.0}
     assert rows["A merged vote."].levels == (0.0, 0.5, 0.5, 0.0, 0.0)
     assert not any("hazard 3" in text for text in rows)  # specialised advice is no harm
@@ -82,5 +81,5 @@ def test_calibrated_scores_pass_through_the_anchors():
     network, _ = load_network(WEIGHTS)
     logits = np.random.default_rng(1).normal(-3, 2, (4000, 13)).astype(np.float32)
     scores = calibrate(network, logits).scores(logits)
-    assert np.mean(scores >= 0.5, axis=0) == pytest.approx(np.full(len(CATEGORIES), 0.01), abs=0.002)
-    assert np.mean(scores >= 0.2, axis=0) == pytest.approx(np.full(len(CATEGORIES), 0.05), abs=0.002)
+    assert np.mean(scores >= 0.5, axis=0) == pytest.approx(np.full(len(SCORED), 0.01), abs=0.002)
+    assert np.mean(scores >= 0.2, axis=0) == pytest.approx(np.full(len(SCORED), 0.05), abs=0.002)

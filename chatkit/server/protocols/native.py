@@ -144,8 +144,10 @@ def _verdict(result: ModerationResult | None) -> Mapping[str, Any] | None:
         "action": result.action,
         "category": result.category,
         "scores": {name: round(score, 4) for name, score in result.scores.items()},
+        "levels": {label: round(level, 4) for label, level in result.levels.items()},
         "unavailable": result.unavailable,
         "model": result.model,
+        "version": result.version,
     }
 
 
