@@ -22,6 +22,7 @@ from chatkit.settings import Settings
 
 if TYPE_CHECKING:
     from chatkit.models.sources import Listed, Pulled
+    from chatkit.moderation.policy import Policy
     from chatkit.moderation.train import TrainReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
@@ -275,14 +276,24 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
 
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
     """Open the embedded head under the policy that the settings name."""
-    from chatkit.moderation import policy_files
     from chatkit.moderation.head import HeadScorer
     from chatkit.moderation.moderator import PolicyModerator
 
-    policy = policy_files.named(settings.policy)
+    policy = read_policy(settings.policy)
     if settings.refusal:
         policy = replace(policy, texts=policy.texts.saying(settings.refusal))
     return PolicyModerator(HeadScorer(encoder, None), policy, encoder=encoder)
+
+
+def read_policy(name: str) -> "Policy":
+    """Return the moderation policy of that name or file.
+
+    Raises:
+        ConfigError: there is none, or the file has a fault.
+    """
+    from chatkit.moderation import policy_files
+
+    return policy_files.named(name)
 
 
 def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: Any) -> "TrainReport":
