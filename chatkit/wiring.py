@@ -60,7 +60,7 @@ async def build_service(
             system_prompt=settings.system_prompt,
             source_prompt=settings.source_prompt,
             min_ratio=settings.min_ratio,
-            refusal=settings.refusal or ServiceOptions.refusal,
+            refusal=settings.refusal or ServiceOptions().refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
             check_timeout_s=settings.check_timeout_s,
