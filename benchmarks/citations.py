@@ -31,6 +31,7 @@ from chatkit import citations, wiring
 from chatkit.citations import Attributor, Evidence
 from chatkit.evaluation.beir import BeirSet, Query, read_set
 from chatkit.evaluation.report import Report
+from chatkit.sentences import sentence_spans
 from chatkit.settings import load_settings
 from chatkit.types import Passage
 
@@ -91,7 +92,7 @@ def _sentences(query: Query) -> Iterator[tuple[str, str]]:
     written = query.metadata.get("long_answer") or next(
         (answer for answer in query.answers if len(answer.split()) > _SHORT_ANSWER), ""
     )
-    for start, end in citations.sentence_spans(written):
+    for start, end in sentence_spans(written):
         if len(written[start:end].split()) >= 5:
             yield "written", written[start:end]
     if not written and query.answers and (said := _stated(query.text, query.answers[0])):

@@ -8,7 +8,6 @@ passage lacks means that it supports nothing, whatever the cosine: vectors hardl
 import hashlib
 import itertools
 import logging
-import re
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from chatkit.errors import Unavailable
 from chatkit.protocols import Encoder
+from chatkit.sentences import COMMON, sentence_spans, stem, words_of
 from chatkit.types import Citation, Passage
 
 log = logging.getLogger(__name__)
@@ -32,23 +32,6 @@ BESIDE = 0.1
 MOST_SENTENCES = 64
 # Passages whose sentences' vectors are kept, some 10 sentences of 384 floats each: about 15 MB.
 KEPT_PASSAGES = 1024
-
-_END = re.compile(r"[.!?…]+[\"')\]»”’*_`]*(?=\s)|[。！？]+[」』”’)]*|\n+")
-_ABBREVIATED = re.compile(
-    r"(?:^|[\s(])(?:[A-Za-z]|[Dd]r|[Mm]rs?|[Mm]s|[Pp]rof|[Ss]t|vs|etc|e\.g|i\.e|approx|[Nn]o|[Ff]ig|cf|al|[Jj]r|[Ss]r"
-    r"|(?:[A-Za-z]\.)+[A-Za-z])\.$"
-)
-_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
-_WORD = re.compile(rf"[{_CJK}]+|[^\W_{_CJK}]+(?:['’.,][^\W_{_CJK}]+)*")
-_COMMON = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are as at be been but by can could did do does for from had has have he her his how i if in into is "
-        "it its may more most no not of on or our she so such than that the their them then there these they this "
-        "those to was we were what when where which while who whom whose why will with would yes you your also",
-    )
-)
-_ENDINGS = ("ations", "ation", "ingly", "ings", "edly", "ing", "ies", "ied", "ers", "est", "ed", "es", "er", "ly", "s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,25 +122,6 @@ class Attributor:
             self._kept.popitem(last=False)
 
 
-def sentence_spans(text: str) -> tuple[tuple[int, int], ...]:
-    """Return start and end of each sentence of `text`, white space around it left out.
-
-    What ends a line ends a sentence. A piece without a word of its own, such as "1." or "- ", belongs to the next one.
-    """
-    spans: list[tuple[int, int]] = []
-    start = 0
-    for match in _END.finditer(text):
-        piece = text[start : match.end()]
-        if match[0][0] == "." and (_ABBREVIATED.search(piece) or text[match.end() :].lstrip()[:1].islower()):
-            continue
-        if not _is_wordless(piece):
-            spans.append((start, match.end()))
-            start = match.end()
-    if not _is_wordless(text[start:]):
-        spans.append((start, len(text)))
-    return tuple(_stripped(text, *span) for span in spans)
-
-
 class _Sentence:
     """A sentence of an answer, taken apart.
 
@@ -167,12 +131,12 @@ class _Sentence:
     """
 
     def __init__(self, text: str) -> None:
-        words = _words(text)
+        words = words_of(text)
         telling = [word for at, word in enumerate(words) if _is_telling(word, first=at == 0)]
-        self.numbers = {_stem(word) for word in telling if _has_digit(word)}
-        self.names = {_stem(word) for word in telling if not _has_digit(word)}
-        own = [word for word in words if word.casefold() not in _COMMON]
-        self.weights = {_stem(word): 1.0 for word in own} | dict.fromkeys(self.numbers | self.names, TELLING)
+        self.numbers = {stem(word) for word in telling if _has_digit(word)}
+        self.names = {stem(word) for word in telling if not _has_digit(word)}
+        own = [word for word in words if word.casefold() not in COMMON]
+        self.weights = {stem(word): 1.0 for word in own} | dict.fromkeys(self.numbers | self.names, TELLING)
         self.running = _running(words)
 
 
@@ -189,10 +153,10 @@ class _Pieces:
         pairs = [f"{one} {two}" for one, two in itertools.pairwise(sentences)]
         self.texts = [*sentences, *pairs] or [passage.text]
         self.vectors: Any = None
-        self._stems = [frozenset(map(_stem, _words(text))) for text in self.texts]
-        self._heading = frozenset(map(_stem, _words(f"{passage.title}\n{passage.section}")))
-        words = _words(passage.text)
-        self._all = self._heading.union(map(_stem, words))
+        self._stems = [frozenset(map(stem, words_of(text))) for text in self.texts]
+        self._heading = frozenset(map(stem, words_of(f"{passage.title}\n{passage.section}")))
+        words = words_of(passage.text)
+        self._all = self._heading.union(map(stem, words))
         self._running = _running(words)
 
     def evidence(self, sentence: _Sentence, cosines: Sequence[float]) -> Evidence:
@@ -231,28 +195,9 @@ def _key(passage: Passage) -> str:
     return hashlib.sha256(f"{passage.id}\n{passage.text}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _words(text: str) -> list[str]:
-    """Return the words of a text; scripts without spaces in pairs of characters."""
-    words: list[str] = []
-    for found in _WORD.findall(text):
-        if re.match(rf"[{_CJK}]", found) and len(found) > 2:
-            words += [found[at : at + 2] for at in range(len(found) - 1)]
-        else:
-            words.append(found)
-    return words
-
-
-def _stem(word: str) -> str:
-    word = word.casefold().removesuffix("'s").removesuffix("’s").replace(",", "")
-    for ending in _ENDINGS:
-        if word.endswith(ending) and len(word) - len(ending) >= 3:
-            return word.removesuffix(ending)
-    return word
-
-
 def _is_telling(word: str, *, first: bool) -> bool:
     """Whether a word must stand in the passage: a number, or a name by its capital where no sentence begins."""
-    return _has_digit(word) or (not first and word[:1].isupper() and word.casefold() not in _COMMON)
+    return _has_digit(word) or (not first and word[:1].isupper() and word.casefold() not in COMMON)
 
 
 def _has_digit(word: str) -> bool:
@@ -261,17 +206,3 @@ def _has_digit(word: str) -> bool:
 
 def _running(words: Sequence[str]) -> str:
     return f" {' '.join(map(str.casefold, words))} "
-
-
-def _is_wordless(piece: str) -> bool:
-    return not any(len(word) > 1 or not word.isdigit() for word in _words(piece)) and not _number_alone(piece)
-
-
-def _number_alone(piece: str) -> bool:
-    """Whether a piece is an answer such as "7", and not the number of a list's entry, "7."."""
-    return bool(re.fullmatch(r"\s*\d+\s*", piece))
-
-
-def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    piece = text[start:end]
-    return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())

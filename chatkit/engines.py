@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from chatkit.prompts import PASSAGE_HEADER
 from chatkit.protocols import LanguageModel
 from chatkit.settings import Settings
 
@@ -27,6 +28,18 @@ async def open_model(settings: Settings, stack: AsyncExitStack) -> LanguageModel
     for name, engines in unused(settings):
         log.warning("%s is set, but not for the engine %s: it belongs to %s", name, settings.engine, engines)
     return await _ENGINES[settings.engine](settings, stack)
+
+
+def use_of_passages(settings: Settings) -> tuple[str, int]:
+    """Return what the model is told to do with passages, and how many sentences of each it is given, 0 for all."""
+    from chatkit.models import sources
+
+    told, sentences = "", 0
+    if settings.engine != "openai":  # what a server runs is not known here
+        told, sentences = sources.use_of_passages(settings.chat_model, settings.profile)
+    if settings.source_sentences >= 0:
+        sentences = settings.source_sentences
+    return settings.source_prompt or told or PASSAGE_HEADER, sentences
 
 
 def unused(settings: Settings) -> list[tuple[str, str]]:

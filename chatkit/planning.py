@@ -11,6 +11,7 @@ from chatkit import prompts, release
 from chatkit.checking import Checks, PassageCheck
 from chatkit.conversation import Conversation
 from chatkit.errors import InvalidRequest, NotFound, TooLarge
+from chatkit.excerpts import nearest_sentences
 from chatkit.protocols import LanguageModel, NewTurn, PartsRetriever, Retriever, Ticket, TurnStore
 from chatkit.retrievers import in_one
 from chatkit.types import ChatRequest, ModerationResult, Passage, QueryPart, Turn, Withheld, check_id
@@ -35,6 +36,7 @@ class ServiceOptions:
 
     system_prompt: str = ""
     source_prompt: str = prompts.PASSAGE_HEADER
+    source_sentences: int = 0
     min_ratio: float = 0.0
     refusal: str = "I cannot help with that."
     gate: release.GateMode = "check_first"
@@ -199,7 +201,13 @@ class Planner:
         passages = plan.passages
         quoted = {one.passage_id for one in plan.withheld if one.action == "quoted"}
         today = datetime.now(UTC).strftime("%A, %d %B %Y")  # the day, no clock: the prefix holds until midnight
+        most = self._options.source_sentences
+        asked = [request.text, *(turn.user for turn in turns[: -_EARLIER - 1 : -1])]
         own = f"{self._options.system_prompt} Today is {today}." if self._options.system_prompt else ""
+
+        def say(number: int, passage: Passage) -> str:
+            text = nearest_sentences(passage.text, asked, most) if most else prompts.labelled(number, passage)
+            return prompts.quotation(text) if passage.id in quoted else text
 
         def build() -> prompts.Prompt:
             return prompts.build_prompt(
@@ -212,7 +220,7 @@ class Planner:
                 window=window,
                 reserve=reserve,
                 header=self._options.source_prompt,
-                quoted=quoted,
+                say=say,
             )
 
         size = len(request.text) + len(request.instructions) + sum(len(passage.text) for passage in passages)

@@ -1,8 +1,8 @@
 """How models want their messages written: one class a format, and `chosen`, which finds the one of a model.
 
 A system message stands where the format has a place for it, and otherwise in front of the next message of the user,
-parted by an empty line; passages are a system message after the history and follow the same rule. Whatever is written
-by others has the format's markers broken first (`neutralise`), in every spelling that `markers` names.
+parted by an empty line; what to do with passages is one after the history and follows the same rule. Whatever is
+written by others has the format's markers broken first (`neutralise`), in every spelling that `markers` names.
 
 Plain words such as "USER:" or "### Instruction:" are broken only where the model's own template marks its roles with
 them. Elsewhere they open no turn, and breaking them would falsify the logs, transcripts and headings that passages

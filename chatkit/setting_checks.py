@@ -78,6 +78,8 @@ def check_retrieval(settings: "Settings") -> None:
     named = settings.retriever == "" or _RETRIEVER.fullmatch(settings.retriever) is not None
     require(named, "retriever", settings.retriever, "http:FILE.toml, python:MODULE:NAME, or nothing")
     require(1 <= settings.k <= 50, "k", settings.k, "a number from 1 to 50")
+    sentences = settings.source_sentences
+    require(-1 <= sentences <= 64, "source_sentences", sentences, "a number from -1 to 64")
     require(0 <= settings.min_ratio <= 1, "min_ratio", settings.min_ratio, "a number from 0 to 1")
     require(-1 <= settings.min_score <= 1, "min_score", settings.min_score, "a number from -1 to 1")
     weight = settings.dense_weight

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from chatkit.errors import ConfigError
-from chatkit.prompts import PASSAGE_HEADER
 from chatkit.setting_checks import (
     ENV_PREFIX,
     FILE_NAME,
@@ -136,7 +135,17 @@ class Settings:
     system_prompt: str = _setting(
         "You are a helpful AI assistant.", "First message of every prompt; the day is added to it."
     )
-    source_prompt: str = _setting(PASSAGE_HEADER, "What the model is told to do with the passages before it.")
+    source_prompt: str = _setting(
+        "",
+        "What the model is told to do with the passages of a message; empty for what suits the model: words of its own "
+        "for the chat model of the profile `local`, the same for any other.",
+        empty=True,
+    )
+    source_sentences: int = _setting(
+        -1,
+        "Sentences of a passage that the prompt holds, those nearest to the message; 0 puts all of it there, "
+        "-1 what suits the model: 1 for the chat model of the profile `local`, all for any other.",
+    )
     max_new_tokens: int = _setting(256, "Length of a reply where the request names none, in tokens.")
     deadline_s: float = _setting(120.0, "Seconds after which a reply ends with what it has.")
     history_turns: int = _setting(64, "Newest turns read for a prompt.")

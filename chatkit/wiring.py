@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chatkit import retrieving
 from chatkit.citations import Attributor
-from chatkit.engines import open_model
+from chatkit.engines import open_model, use_of_passages
 from chatkit.errors import ConfigError, ModelError
 from chatkit.feedback import Feedback
 from chatkit.planning import ServiceOptions
@@ -56,9 +56,11 @@ async def build_service(
                 task.cancel()
             await asyncio.gather(engine, rest, return_exceptions=True)
             raise
+        source_prompt, source_sentences = use_of_passages(settings)
         options = ServiceOptions(
             system_prompt=settings.system_prompt,
-            source_prompt=settings.source_prompt,
+            source_prompt=source_prompt,
+            source_sentences=source_sentences,
             min_ratio=settings.min_ratio,
             refusal=settings.refusal or ServiceOptions().refusal,
             gate=settings.gate,

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatkit import citations, wiring
-from chatkit.citations import Attributor, sentence_spans
+from chatkit.citations import Attributor
 from chatkit.errors import Unavailable
+from chatkit.sentences import sentence_spans
 from chatkit.settings import load_settings
 from chatkit.types import Passage
 from tests.word_encoder import WordEncoder

@@ -75,6 +75,38 @@ async def test_the_operators_words_stand_before_the_passages() -> None:
     assert "8081" not in prompt
 
 
+@pytest.mark.parametrize(("sentences", "said"), [(1, 1), (2, 2), (0, 3)])
+async def test_a_prompt_may_hold_the_nearest_sentences_of_a_passage_which_is_listed_whole(sentences, said) -> None:
+    text = "It is small. It listens on port 8080. Ports below 1024 need rights."
+    service = OpenChatKitService(
+        ScriptedModel(["On 8080."]),
+        KeywordModerator(),
+        MemoryStore(),
+        retriever=ListRetriever([Passage("p", text, title="Serving")]),
+        options=ServiceOptions(source_sentences=sentences),
+    )
+    reply = await service.reply(ask("On which port does chatkit listen?"))
+    (prompt,) = service.model.prompts
+    assert "It listens on port 8080." in prompt
+    assert sum(part in prompt for part in ("is small", "port 8080", "below 1024")) == said
+    assert ("[1] Serving" in prompt) is (sentences == 0)
+    assert [passage.text for passage in reply.passages] == [text]
+
+
+async def test_a_follow_up_without_a_telling_word_is_answered_from_the_sentence_for_what_was_asked_before() -> None:
+    service = OpenChatKitService(
+        ScriptedModel(["Yes."]),
+        KeywordModerator(),
+        MemoryStore(),
+        retriever=ListRetriever([Passage("p", "It is small. It uses port 8080.")]),
+        options=ServiceOptions(source_sentences=1),
+    )
+    await service.reply(ask())
+    await service.reply(replace(ask("And is it that one now?"), request_id="request-2"))
+    assert [prompt.count("port 8080") for prompt in service.model.prompts] == [1, 1]
+    assert not any("small" in prompt for prompt in service.model.prompts)
+
+
 @pytest.mark.parametrize(
     ("message", "options", "reply"),
     [

@@ -1,6 +1,7 @@
 """Prompts: the budget holds, what is dropped is told, and whatever comes from outside is neutralised."""
 
 import itertools
+import json
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from chatkit import prompts
 from chatkit.errors import TooLarge
+from chatkit.models.upstream_format import MessagesFormat
 from chatkit.prompt_formats import OpenChatKitFormat
 from chatkit.prompts import build_prompt
 from chatkit.server.protocols import native
@@ -98,11 +100,42 @@ def test_the_cut_does_not_move_with_the_length_of_the_message() -> None:
     assert len(drops) == 1
 
 
-def test_passages_stand_after_the_history_and_before_the_message() -> None:
-    text = built(turns_of([1]), [Passage("p", "the passage", title="T", section="S")], "the message").text
-    order = [text.index(part) for part in ("be brief", "q1", "a1", "[1] T - S\nthe passage", "the message", "<bot>:")]
-    assert order[:-1] == sorted(order[:-1])
-    assert text.endswith("<human>: the message\n<bot>:")
+def test_passages_stand_below_the_message_the_best_first_and_what_to_do_with_them_before_it() -> None:
+    passages = [Passage("p", "the passage", title="T", section="S"), Passage("q", "another", source="a.md")]
+    text = built(turns_of([1]), passages, "the message").text
+    assert text.index("be brief") < text.index("q1") < text.index("a1") < text.index(prompts.PASSAGE_HEADER)
+    told = f"{prompts.PASSAGE_HEADER}\n\n<human>: the message\n\n[1] T - S\nthe passage\n\n[2] a.md\nanother"
+    assert text.endswith(f"{told}\n<bot>:")
+
+
+def test_passages_are_the_users_words_where_a_format_tells_system_messages_apart() -> None:
+    form = MessagesFormat("any")
+    passage = Passage("p", "the passage", title="T")
+    made = build_prompt(
+        form, words, system="be brief", turns=(), passages=[passage], text="now", window=200, reserve=9, header="Look."
+    )
+    rows = [(row["role"], row["content"]) for row in json.loads(made.text)]
+    assert rows == [("system", "be brief"), ("system", "Look."), ("user", "now\n\n[1] T\nthe passage")]
+
+
+def test_what_a_prompt_says_of_a_passage_may_be_less_than_all_and_the_passage_stays_whole() -> None:
+    passage = Passage("p", "one two three", title="T")
+    made = build_prompt(
+        OpenChatKitFormat(),
+        words,
+        system="",
+        turns=(),
+        passages=[passage, passage],
+        text="now",
+        window=200,
+        reserve=9,
+        header="Look.",
+        say=lambda number, passage: f"{number} {passage.text.split()[1]} <human>:",
+    )
+    assert made.text.startswith("Look.\n\n<human>: now\n\n1 two ")
+    assert made.text.count("<human>") == 1
+    assert "\n\n2 two " in made.text
+    assert made.passages == (passage, passage)
 
 
 def test_passages_are_cut_from_the_end_until_they_fit() -> None:

@@ -82,6 +82,7 @@ def test_a_file_that_is_no_toml_is_named_in_one_line(toml, text) -> None:
         ("drain_s", "inf", "drain_s is inf"),
         ("drain_s", "nan", "drain_s is nan"),
         ("k", "51", "k is 51, expected a number from 1 to 50"),
+        ("source_sentences", "-2", "source_sentences is -2, expected a number from -1 to 64"),
         ("min_score", "nan", "min_score is nan"),
         ("max_running", "0", "max_running is 0"),
         ("max_queue", "0", "max_queue is 0"),

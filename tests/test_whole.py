@@ -44,7 +44,7 @@ def test_twenty_questions_on_the_docs_find_their_source_and_answer(served):
         misses.append((row["question"], first, grounded["outputs"][:80]))
     assert len(QUESTIONS) == 20
     assert right_source >= 17, misses
-    assert answered >= 8, misses
+    assert answered >= 11, (answered, misses)
     assert answered_alone <= 2, misses
 
 

@@ -13,7 +13,8 @@ from chatkit.settings import load_settings
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--limit", default=0, metavar="INT", help="Ask the first so many questions; 0 asks all.")
 @click.option("--at-once", default=16, metavar="INT", help="Turns that run at a time.")
-@click.option("--max-new-tokens", default=48, metavar="INT", help="Length of a reply, in tokens.")
+@click.option("--only-retrieved", is_flag=True, help="Ask each question once, with what the search finds.")
+@click.option("--max-new-tokens", default=32, metavar="INT", help="Length of a reply, in tokens.")
 @click.option("--instructions", default="", metavar="TEXT", help="A system message of your own, after the service's.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every question and reply.")
 @setting_options(
@@ -23,6 +24,7 @@ def answers(
     folder: Path,
     limit: int,
     at_once: int,
+    only_retrieved: bool,
     max_new_tokens: int,
     instructions: str,
     as_json: bool,
@@ -43,7 +45,7 @@ def answers(
     from chatkit.evaluation.answers import AnswerEval, eval_answers
 
     settings = load_settings(flags, file=Path(config) if config else None)
-    what = AnswerEval(limit=limit, at_once=at_once, max_new_tokens=max_new_tokens, instructions=instructions)
+    what = AnswerEval(limit, at_once, max_new_tokens, instructions, only_retrieved=only_retrieved)
     with tqdm(desc="turns", unit="turn", disable=None) as bar:
 
         def progress(done: int, total: int) -> None:

@@ -65,6 +65,17 @@ def copied(reply: str, passage: str) -> float:
     return row[-1] / len(words)
 
 
+def quoted(reply: str, passage: str) -> float:
+    """Return the share of a reply that stands in a passage in one piece, 0..1: its longest run of words there."""
+    said, words = tokens(reply), tokens(passage)
+    longest = 0
+    row = [0] * (len(said) + 1)
+    for word in words:
+        row = [0, *(row[at] + 1 if word == own else 0 for at, own in enumerate(said))]
+        longest = max(longest, *row)
+    return longest / len(said) if said else 0.0
+
+
 def length(reply: str) -> int:
     """Return how many words a reply has, as white space separates them; CJK characters one by one."""
     return len(_TOKEN.findall(reply))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit import indexing, wiring
+from chatkit.engines import use_of_passages
 from chatkit.errors import InvalidRequest
 from chatkit.evaluation import answer_text
 from chatkit.evaluation.beir import BeirSet, Query, read_set
@@ -24,8 +25,8 @@ from chatkit.types import ChatRequest, Message, Passage, Reply, RetrievalOptions
 INDEX = "eval"
 _GOLD = "gold:"
 WAYS = ("closed", "retrieved", "gold")
-# A reply that says more of a passage than this has copied it.
-COPIED = 0.5
+# A reply that says more of a passage than this has copied it, and one of which more stands in a passage quotes it.
+COPIED = QUOTED = 0.5
 
 Progress = Callable[[int, int], None]
 
@@ -39,13 +40,20 @@ class AnswerEval:
         at_once: turns that run at a time; the engine batches them.
         instructions: a system message of the evaluation's own, after the service's; "" for none.
         k: passages looked up for a query; 0 takes the service's setting.
+        only_retrieved: leave out the other two ways.
     """
 
     limit: int = 0
     at_once: int = 16
-    max_new_tokens: int = 48
+    max_new_tokens: int = 32
     instructions: str = ""
     k: int = 0
+    only_retrieved: bool = False
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """Return the ways in which an answerable query is asked."""
+        return ("retrieved",) if self.only_retrieved else WAYS
 
     def __post_init__(self) -> None:
         """Check every bound that the request does not check."""
@@ -84,14 +92,18 @@ def eval_answers(settings: Settings, folder: Path, what: AnswerEval, progress: P
         settings = replace(settings, home=Path(home), index=INDEX, store="memory", session_keys="")
         indexing.prepare_index(settings, indexing.Asked([str(corpus)]), name=INDEX, progress=None)
         asyncio.run(_ask_all(settings, data, asked, what, progress or (lambda done, total: None)))
-    rows = [_row(one, {name: key for key, name in names.items()}) for one in asked]
+    rows = [_row(one, data, {name: key for key, name in names.items()}) for one in asked]
     return Report("eval answers", described(settings, folder, what), answer_figures(rows), rows)
 
 
 def _chosen(data: BeirSet, what: AnswerEval) -> list[_Asked]:
     """Return the queries with an answer and a judged document, and those marked as having no answer in the corpus."""
     asked = [_Asked(query) for query in data.queries]
-    kept = [one for one in asked if (one.query.answers and one.query.id in data.qrels) or _unanswerable(one.query)]
+    kept = [
+        one
+        for one in asked
+        if _unanswerable(one.query) or (one.answerable and one.query.answers and one.query.id in data.qrels)
+    ]
     kept = kept[: what.limit or None]
     if not any(one.answerable for one in kept):
         raise InvalidRequest("no query has metadata.answers and a judged document, expected a question-answering set")
@@ -137,7 +149,7 @@ async def _ask_all(
     settings: Settings, data: BeirSet, asked: Sequence[_Asked], what: AnswerEval, progress: Progress
 ) -> None:
     """Fill in the replies; `at_once` turns run beside each other, over the ways of all queries."""
-    jobs = [(one, way) for one in asked for way in WAYS if one.answerable or way == "retrieved"]
+    jobs = [(one, way) for one in asked for way in what.ways if one.answerable or way == "retrieved"]
     gate = asyncio.Semaphore(what.at_once)
     done = 0
 
@@ -186,7 +198,7 @@ def _history(told: Iterable[Mapping[str, str]]) -> tuple[Message, ...] | None:
     return tuple(messages) or None
 
 
-def _row(one: _Asked, ids: Mapping[str, str]) -> dict[str, Any]:
+def _row(one: _Asked, data: BeirSet, ids: Mapping[str, str]) -> dict[str, Any]:
     """Return what one query got."""
     query = one.query
     row: dict[str, Any] = {"id": query.id, "question": query.text, "answers": list(query.answers)}
@@ -201,11 +213,19 @@ def _row(one: _Asked, ids: Mapping[str, str]) -> dict[str, Any]:
             }
     found = one.replies["retrieved"]
     row["sources"] = [ids.get(Path(passage.source).name, passage.source) for passage in found.passages]
-    row["copied"] = round(max((answer_text.copied(found.text, p.text) for p in found.passages), default=0.0), 4)
+    texts = [passage.text for passage in found.passages]
+    documents = [data.corpus[key].text for key in dict.fromkeys(row["sources"]) if key in data.corpus]
+    row["copied"] = _most(answer_text.copied, found.text, texts)
+    row["copied_document"] = _most(answer_text.copied, found.text, documents)
+    row["quoted"] = _most(answer_text.quoted, found.text, texts)
     row["sentences"] = len(found.citations)
     row["supported"] = sum(citation.supported for citation in found.citations)
     row["citations_ms"] = _citations_ms(found)
     return row
+
+
+def _most(share: Callable[[str, str], float], reply: str, texts: Iterable[str]) -> float:
+    return round(max((share(reply, text) for text in texts), default=0.0), 4)
 
 
 def _citations_ms(reply: Reply) -> float:
@@ -216,18 +236,23 @@ def _citations_ms(reply: Reply) -> float:
 def answer_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the named figures of some rows.
 
-    `copied_half` is the share of replies that say more than half of one of the passages they were given again, and
-    `supported` the share of the sentences of replies with passages that are attributed to one.
+    `copied_half` is the share of replies that say more than half of one of the passages they were given again, with
+    `.document` of one of the documents that those are cut from; `quoted_half` that of replies which are for more than
+    half one quote of a passage; `supported` the share of the sentences of replies with passages that one supports.
     """
     answerable = [row for row in rows if row["answerable"]]
     figures: dict[str, float] = {}
+    ways = [way for way in WAYS if all(way in row for row in answerable)]
     for name in ("contains", "f1", "em"):
-        for way in WAYS:
+        for way in ways:
             figures[f"{name}.{way}"] = _mean(row[way][name] for row in answerable)
     figures["reply_words"] = _mean(row["retrieved"]["words"] for row in answerable)
-    figures["reply_words.closed"] = _mean(row["closed"]["words"] for row in answerable)
-    figures["reply_words.gold"] = _mean(row["gold"]["words"] for row in answerable)
+    for way in ways:
+        if way != "retrieved":
+            figures[f"reply_words.{way}"] = _mean(row[way]["words"] for row in answerable)
     figures["copied_half"] = _mean(row["copied"] > COPIED for row in answerable)
+    figures["copied_half.document"] = _mean(row["copied_document"] > COPIED for row in answerable)
+    figures["quoted_half"] = _mean(row["quoted"] > QUOTED for row in answerable)
     sentences = sum(row["sentences"] for row in answerable)
     figures["supported"] = round(sum(row["supported"] for row in answerable) / max(1, sentences), 4)
     figures["with_source"] = _mean(bool(row["sources"]) for row in answerable)
@@ -254,6 +279,7 @@ def _mean(values: Iterable[Any]) -> float:
 
 def described(settings: Settings, folder: Path, what: AnswerEval) -> dict[str, Any]:
     """Return the settings under which the figures hold."""
+    told, sentences = use_of_passages(settings)
     return {
         "set": folder.resolve().name,
         "limit": what.limit,
@@ -262,11 +288,15 @@ def described(settings: Settings, folder: Path, what: AnswerEval) -> dict[str, A
         "max_new_tokens": what.max_new_tokens,
         "instructions": what.instructions,
         "k": what.k or settings.k,
+        "only_retrieved": what.only_retrieved,
         "model": sources.name_of(settings.chat_model, "chat", settings.profile),
         "encoder": sources.name_of(settings.encoder, "encoder", settings.profile),
         "engine": settings.engine,
         "system_prompt": settings.system_prompt,
         "min_score": settings.min_score,
+        "source_prompt": told,
+        "source_sentences": sentences,
+        "min_ratio": settings.min_ratio,
         "policy": settings.policy,
         "gate": settings.gate,
         "citations": settings.citations,

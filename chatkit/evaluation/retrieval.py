@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from chatkit import wiring
 from chatkit.errors import InvalidRequest
-from chatkit.evaluation import curve, legs, ranking
+from chatkit.evaluation import curve, curve_picture, legs, ranking
 from chatkit.evaluation.beir import BeirSet, Query, read_set
 from chatkit.evaluation.report import Report
 from chatkit.planning import weighed
@@ -106,7 +106,7 @@ def eval_retrieval(
         rows = [_row(one, data) for one in judged]
         if what.picture is not None:
             points = curve.measure(built, encoder.metric, [(one.query.text, one.grades) for one in judged], encode)
-            what.picture.write_text(curve.picture(points, told), encoding="utf-8")
+            what.picture.write_text(curve_picture.picture(points, told), encoding="utf-8")
             rows = [*rows, *(point.row() for point in points)]
     return Report("eval retrieval", told, figures(judged), rows)
 

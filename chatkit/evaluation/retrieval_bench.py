@@ -3,12 +3,13 @@
 import contextlib
 import hashlib
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 import chatkit
 from chatkit.errors import BadIndex, EngineFailed, InvalidRequest
 from chatkit.evaluation.peers import HOME
-from chatkit.evaluation.report import Report, Spread
+from chatkit.evaluation.processes import machine_cpu_seconds, tree_cpu_seconds
+from chatkit.evaluation.report import Report
+from chatkit.evaluation.vector_hardness import compare
 from chatkit.evaluation.vector_set import SYNTHETIC, VectorSet, make_set
 from chatkit.evaluation.vector_sides import PEERS, VectorPeer, open_peer
 from chatkit.retrieval import writing
@@ -38,6 +41,8 @@ _SLICE = 50_000
 _EXACT = 20
 # Characters of a passage.
 _TEXT = 800
+# A round in which everything else on the machine used more cores than this is left out where there are others.
+_QUIET = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,21 @@ def bench_retrieval(settings: Settings, bench: RetrievalBench, tell: Callable[[s
         manifest = Manifest.read(version)
         load = _workers(version, made, folder, tell)
         ours = stack.enter_context(contextlib.closing(Vectors.open(version, manifest)))
-        recall = _recall(ours, made.questions, truth)
+        found = np.concatenate([ours.search(each[np.newaxis], _K)[1] for each in made.questions])
+        recall = recall_of(found, truth)
         tell(f"{manifest.vectors.kind} {dict(manifest.vectors.search)}: recall {recall:.4f}")
         peers = {name: stack.enter_context(_peer(bench, name, made, truth, folder, tell)) for name in bench.peers}
         efforts = {name: peer.reach(recall) for name, peer in peers.items()}
         rows = list(_measure(made, ours, peers, bench.rounds, tell))
-        figures = _figures(manifest, made, recall, load, efforts, rows)
-        return Report("bench retrieval", _settings(bench, made, manifest, peers, built_s, load), figures, rows)
+        figures = {
+            "recall@10": round(recall, 4),
+            **_speeds(rows, efforts),
+            **_sizes(manifest, made, load),
+            **_peer_figures(made, efforts),
+            **_mixture(made, truth, found),
+            **compare(made, folder),
+        }
+        return Report("bench retrieval", _settings(bench, made, manifest, peers, built_s, efforts), figures, rows)
 
 
 def _truth(made: VectorSet, folder: Path, tell: Callable[[str], None]) -> NDArray[np.int64]:
@@ -112,10 +125,9 @@ def _truth(made: VectorSet, folder: Path, tell: Callable[[str], None]) -> NDArra
     rows = np.zeros((len(made.questions), _K), np.int64)
     for start in range(0, made.count, _SLICE):
         scores = made.questions @ made.rows()[start : start + _SLICE].T
-        all_scores = np.concatenate([best, scores], axis=1)
-        all_rows = np.concatenate(
-            [rows, np.broadcast_to(np.arange(start, start + scores.shape[1]), scores.shape)], axis=1
-        )
+        part = np.argpartition(-scores, _K - 1, axis=1)[:, :_K]
+        all_scores = np.concatenate([best, np.take_along_axis(scores, part, axis=1)], axis=1)
+        all_rows = np.concatenate([rows, part + start], axis=1)
         order = np.argsort(-all_scores, axis=1)[:, :_K]
         best, rows = np.take_along_axis(all_scores, order, axis=1), np.take_along_axis(all_rows, order, axis=1)
     np.save(kept, rows)
@@ -125,12 +137,13 @@ def _truth(made: VectorSet, folder: Path, tell: Callable[[str], None]) -> NDArra
 def _version(
     bench: RetrievalBench, made: VectorSet, folder: Path, tell: Callable[[str], None]
 ) -> tuple[Path, float | None]:
-    """Return the folder of a whole version with these vectors, and the seconds its vectors took where it is new."""
+    """Return the folder of a whole version with these vectors, and the seconds that its vectors took."""
     kind = choose(bench.vectors, made.dim, bench.recall, kind=bench.kind)
     version = folder / f"index-{made.key}-{kind.factory.replace(',', '-')}-{bench.recall}"
+    seconds = version.with_name(f"{version.name}.seconds")
     try:
         Manifest.read(version).verify(version, hashes=False)
-        return version, None
+        return version, float(seconds.read_text(encoding="utf-8")) if seconds.exists() else None
     except BadIndex:
         version.mkdir(exist_ok=True)
     started = time.perf_counter()
@@ -147,6 +160,7 @@ def _version(
         passages.add(_chunks(made))
         files += [*passages.finish(), writing.write_sources(version, [])]
     _manifest(made, entry, writing.entries(version, files)).write(version)
+    seconds.write_text(f"{took:.1f}", encoding="utf-8")
     return version, round(took, 1)
 
 
@@ -210,11 +224,6 @@ def _workers(version: Path, made: VectorSet, folder: Path, tell: Callable[[str],
     return told
 
 
-def _recall(ours: Vectors, questions: NDArray[np.float32], truth: NDArray[np.int64]) -> float:
-    found = np.concatenate([ours.search(each[np.newaxis], _K)[1] for each in questions])
-    return recall_of(found, truth)
-
-
 def _peer(
     bench: RetrievalBench,
     name: str,
@@ -239,15 +248,17 @@ def _measure(
     faiss.omp_set_num_threads(1)
     try:
         for number in range(rounds):
-            row: dict[str, Any] = {"round": number}
             few = np.roll(made.questions, -number * _EXACT, axis=0)[:_EXACT]
+            started, before = time.perf_counter(), _others_s()
+            row: dict[str, Any] = {"round": number}
             row["flat"] = _per_second(few, lambda query: flat.search(query, _K))
             row["chatkit"] = _per_second(made.questions, lambda query: ours.search(query, _K))
             row |= {name: peer.per_second() for name, peer in peers.items()}
-            row["flat_all_at_once"] = _at_once(flat, made.questions)
-            row["chatkit_all_at_once"] = _at_once(ours, made.questions)
+            row["flat_together"] = _together(flat, made.questions)
+            row["chatkit_together"] = _together(ours, made.questions)
+            others = max(0.0, (_others_s() - before) / (time.perf_counter() - started))
             tell(", ".join(f"{name} {value:.1f}/s" for name, value in row.items() if name != "round"))
-            yield row
+            yield row | {"others_cores": round(others, 3)}
     finally:
         faiss.omp_set_num_threads(threads)
 
@@ -260,39 +271,60 @@ def _per_second(queries: NDArray[np.float32], search: Callable[[NDArray[np.float
     return len(queries) / (time.perf_counter() - started)
 
 
-def _at_once(index: Any, queries: NDArray[np.float32]) -> float:
+def _others_s() -> float:
+    """Return the processor seconds of everything on this machine but this process and what it has started."""
+    return machine_cpu_seconds() - tree_cpu_seconds(os.getpid())
+
+
+def _together(index: Any, queries: NDArray[np.float32]) -> float:
     """Return queries a second where they are asked together: an exact search then is one product of matrices."""
     started = time.perf_counter()
     index.search(queries, _K)
     return len(queries) / (time.perf_counter() - started)
 
 
-def _figures(
-    manifest: Manifest,
-    made: VectorSet,
-    recall: float,
-    load: Mapping[str, float],
-    efforts: Mapping[str, Mapping[str, float]],
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[str, float]:
-    def ratio(side: str) -> float:
-        return round(Spread.of([row["chatkit"] / row[side] for row in rows]).median, 3)
+def _speeds(rows: Sequence[Mapping[str, Any]], peers: Iterable[str]) -> dict[str, float]:
+    quiet = [row for row in rows if row["others_cores"] <= _QUIET]
+    counted = quiet or rows
 
-    vectors = sum(entry.size for name, entry in manifest.files.items() if name.startswith("vectors."))
-    figures = {
-        "recall@10": round(recall, 4),
-        "ratio_to_flat_qps": ratio("flat"),
-        "bytes_per_vector": round(vectors / made.count, 1),
+    def median(side: str, other: str = "", digits: int = 1) -> float:
+        return round(float(statistics.median(row[side] / (row[other] if other else 1) for row in counted)), digits)
+
+    return {
+        "ratio_to_flat_qps": median("chatkit", "flat"),
+        "ratio_to_flat_qps_together": median("chatkit_together", "flat_together"),
+        **{f"ratio_to_{name}_qps": median("chatkit", name, 3) for name in peers},
+        "qps": median("chatkit"),
+        "flat_qps": median("flat"),
+        "quiet_rounds": float(len(quiet)),
+    }
+
+
+def _sizes(manifest: Manifest, made: VectorSet, load: Mapping[str, float]) -> dict[str, float]:
+    size = sum(entry.size for name, entry in manifest.files.items() if name.startswith("vectors."))
+    return {
+        "bytes_per_vector": round(size / made.count, 1),
         "load_s": round(load["load_s"], 3),
         "second_worker_mb": round(load["mb"], 1),
-        "qps": round(statistics.median(row["chatkit"] for row in rows), 1),
     }
+
+
+def _peer_figures(made: VectorSet, efforts: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    figures: dict[str, float] = {}
     for name, effort in efforts.items():
-        figures |= {
-            f"ratio_to_{name}_qps": ratio(name),
-            f"{name}.recall@10": round(effort["recall"], 4),
-            f"{name}.bytes_per_vector": round(effort["bytes"] / made.count, 1),
-        }
+        figures[f"{name}.recall@10"] = round(effort["recall"], 4)
+        figures[f"{name}.bytes_per_vector"] = round(effort["bytes"] / made.count, 1)
+    return figures
+
+
+def _mixture(made: VectorSet, truth: NDArray[np.int64], found: NDArray[np.int64]) -> dict[str, float]:
+    """Return which share of the true neighbours is of real rows, and the recall of these and of the others."""
+    real = truth < made.real
+    hit = (truth[:, :, np.newaxis] == found[:, np.newaxis, :]).any(axis=2)
+    figures = {"real_neighbours": round(float(real.mean()), 4)}
+    for name, mask in (("real", real), ("synthetic", ~real)):
+        if mask.any():
+            figures[f"{name}_neighbours.recall"] = round(float(hit[mask].mean()), 4)
     return figures
 
 
@@ -302,7 +334,7 @@ def _settings(
     manifest: Manifest,
     peers: Mapping[str, VectorPeer],
     built_s: float | None,
-    load: Mapping[str, float],
+    efforts: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     synthetic = made.count - made.real
     return {
@@ -315,7 +347,7 @@ def _settings(
         "factory": manifest.vectors.factory,
         "search": dict(manifest.vectors.search),
         "tuned_for": bench.recall,
-        "build_s": built_s if built_s is not None else "kept from an earlier run",
+        "build_s": built_s if built_s is not None else "not known",
         "faiss": import_faiss().__version__,
-        **{name: peer.described for name, peer in peers.items()},
+        **{name: f"{peer.described}, ef {efforts[name]['effort']}" for name, peer in peers.items()},
     }

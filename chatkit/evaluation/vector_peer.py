@@ -29,7 +29,8 @@ def hnswlib_side(rows: Any, kept: str, threads: int) -> "tuple[Callable[[Any, in
         index.init_index(max_elements=len(rows), M=M, ef_construction=EF_CONSTRUCTION, random_seed=0)
         for start in range(0, len(rows), 50_000):
             index.add_items(rows[start : start + 50_000], num_threads=threads)
-        index.save_index(kept)
+        index.save_index(f"{kept}.part")
+        os.replace(f"{kept}.part", kept)
     index.set_num_threads(1)
 
     def search(query: Any, k: int) -> Any:
@@ -57,7 +58,8 @@ def usearch_side(rows: Any, kept: str, threads: int) -> "tuple[Callable[[Any, in
         for start in range(0, len(rows), 50_000):
             part = np.ascontiguousarray(rows[start : start + 50_000])
             index.add(np.arange(start, start + len(part)), part, threads=threads)
-        index.save(kept)
+        index.save(f"{kept}.part")
+        os.replace(f"{kept}.part", kept)
 
     def search(query: Any, k: int) -> Any:
         return index.search(query, k, threads=1).keys
@@ -74,9 +76,13 @@ def main(name: str, vectors: str, dim: str, queries: str, truth: str, kept: str,
 
     rows = np.memmap(vectors, dtype=np.float32, mode="r").reshape(-1, int(dim))
     asked, wanted = np.load(queries), np.load(truth)
-    started = time.perf_counter()
+    built = Path(f"{kept}.seconds")
+    new, started = not os.path.exists(kept), time.perf_counter()
     search, set_effort = (hnswlib_side if name == "hnswlib" else usearch_side)(rows, kept, int(threads))
-    say({"seconds": time.perf_counter() - started, "bytes": Path(kept).stat().st_size})
+    if new:
+        built.write_text(str(time.perf_counter() - started), encoding="utf-8")
+    seconds = float(built.read_text(encoding="utf-8")) if built.exists() else None
+    say({"seconds": seconds, "bytes": Path(kept).stat().st_size})
     for line in sys.stdin:
         order, _, value = line.strip().partition(" ")
         if order == "recall":

@@ -36,7 +36,7 @@ class VectorPeer:
         self._name, self._process, self._log, self._queries = name, process, log, queries
         ready = self._answer()
         self._bytes = ready["bytes"]
-        self.described = f"{told}; built or loaded in {ready['seconds']:.0f} s"
+        self.described = told if ready["seconds"] is None else f"{told}; built in {ready['seconds']:.0f} s"
 
     def reach(self, recall: float) -> Mapping[str, float]:
         """Take the least effort with that recall; return `effort`, `recall` and `bytes` of the index."""

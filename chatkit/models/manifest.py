@@ -22,6 +22,8 @@ class Default:
 
     Attributes:
         expected: None where the manifest has no hashes: what is pulled is compared with what its hub publishes.
+        source_prompt: what this chat model is told to do with passages; "" is what any model is told.
+        source_sentences: of a passage in a prompt for this chat model; 0 is all of them.
     """
 
     source: str
@@ -30,6 +32,8 @@ class Default:
     licence: str
     page: str
     expected: Expected | None
+    source_prompt: str = ""
+    source_sentences: int = 0
 
 
 @once
@@ -50,7 +54,9 @@ def _default(table: Mapping[str, Any], profile: str, role: Role) -> Default:
             unpacked_bytes=sum(file["bytes"] for file in files.values()),
             hashes={path: file["sha256"] for path, file in files.items()},
         )
-    return Default(row["source"], role, row["name"], row["licence"], f"{huggingface.ADDRESS}/{row['model']}", expected)
+    page = f"{huggingface.ADDRESS}/{row['model']}"
+    told = {name: row[name] for name in ("source_prompt", "source_sentences") if name in row}
+    return Default(row["source"], role, row["name"], row["licence"], page, expected, **told)
 
 
 def default(profile: str, role: Role) -> Default:

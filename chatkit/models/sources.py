@@ -166,6 +166,15 @@ def _folder(source: HubRepository | WheelMember) -> Path:
     return Path(kind, f"{source.slug}-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}")
 
 
+def use_of_passages(source: str, profile: str = LOCAL) -> tuple[str, int]:
+    """Return what suits a chat model: what it is told to do with passages, and how many sentences of each it is given.
+
+    Nothing and 0 stand for what any model is told and for whole passages.
+    """
+    row = manifest.known(str(parse(source, "chat", profile)))
+    return (row.source_prompt, row.source_sentences) if row else ("", 0)
+
+
 def _command(source: Source, profile: str, *flags: str) -> str:
     """Return the command that pulls `source`: by the profile asked for, by another that has it, or by its name."""
     naming = manifest.named_in(str(source))

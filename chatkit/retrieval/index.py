@@ -1,6 +1,7 @@
 """Searching an index directory: both legs, then what a request asks beyond them."""
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from chatkit.errors import NotFound
+from chatkit.errors import InvalidRequest, NotFound, Unavailable
 from chatkit.protocols import Encoder
 from chatkit.retrieval import layout, versions, writing
 from chatkit.retrieval.legs import Hit, Legs
@@ -91,7 +92,7 @@ class VectorIndex:
         self._encoder = encoder
         self._options = options
         self._legs = Legs(vectors, lexical, manifest.fusion, metric=manifest.metric)
-        self._recent: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+        self._recent: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="search")
 
     @classmethod
@@ -152,7 +153,8 @@ class VectorIndex:
 
         Raises:
             NotFound: another index is named.
-            InvalidRequest: `where` names something else.
+            InvalidRequest: `k` is less than one, the query is no whole text, or `where` names something else.
+            Unavailable: the index was closed.
         """
         return await self.search_parts([QueryPart(query)], k=k, index=index, where=where)
 
@@ -178,20 +180,26 @@ class VectorIndex:
 
         Raises:
             NotFound: another index is named.
-            InvalidRequest: `where` names something else.
+            InvalidRequest: as `search` does.
+            Unavailable: the index was closed.
         """
         if index not in (None, self.manifest.name):
             raise NotFound(f"there is no index {index!r} here, expected {self.manifest.name!r}")
+        _check(parts, k)
         if not parts[0].text.strip():
             return ()
         vector = await self._vector(parts) if self._legs.weight(self._options.dense_weight) > 0 else None
         window = self._options.neighbours if neighbours is None else neighbours
-        asked = _Asked(parts, vector, k, where, rerank is not False, window)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._find, asked)
+        asked = _Asked(parts, vector, min(k, len(self)), where, rerank is not False, window)
+        try:
+            search = asyncio.get_running_loop().run_in_executor(self._threads, self._find, asked)
+        except RuntimeError as error:  # what an executor that was shut down says
+            raise Unavailable(f"the index {self.manifest.name!r} was closed while it was asked; ask again") from error
+        return await search
 
     async def _vector(self, parts: Sequence[QueryPart]) -> NDArray[np.float32]:
         """Return the weighted sum of the texts' vectors, (1, dim), encoding only those not encoded lately."""
-        known = {part.text: self._recent.pop(part.text, None) for part in parts}
+        known = {part.text: self._recent.pop(_key(part.text), None) for part in parts}
         new = [text for text, vector in known.items() if vector is None]
         if new:
             prefix = self.manifest.encoder.query_prefix
@@ -199,7 +207,7 @@ class VectorIndex:
             known.update(zip(new, encoded, strict=True))
         for text, vector in known.items():
             if vector is not None:
-                self._recent[text] = vector
+                self._recent[_key(text)] = vector
         while len(self._recent) > _KEPT_VECTORS:
             self._recent.popitem(last=False)
         if len(parts) == 1:
@@ -234,10 +242,25 @@ class VectorIndex:
         return tuple(replace(passage, score=hit.score) for passage, hit in zip(found, hits, strict=True))
 
     def _widened(self, hits: list[Hit], k: int, window: int) -> tuple[Passage, ...]:
-        spans = widen(hits, self._vectors, self._passages, window=window, alike=self._options.alike)
+        alike = self._options.alike
         found = []
-        for span in spans[:k]:
+        for span in widen(hits, self._vectors, self._passages, most=k, window=window, alike=alike):
             parts = self._passages.rows(range(span.first, span.last + 1))
             hit = replace(parts[span.hit.row - span.first], score=span.hit.score)
             found.append(merged(parts, hit))
         return tuple(found)
+
+
+def _check(parts: Sequence[QueryPart], k: int) -> None:
+    if k < 1:
+        raise InvalidRequest(f"k is {k}, expected at least 1")
+    for part in parts:
+        try:
+            part.text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(f"the query has half a character at {error.start}, expected whole Unicode") from None
+
+
+def _key(text: str) -> bytes:
+    """Return what stands for a text where vectors are kept: a message may be far longer than its vector."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()

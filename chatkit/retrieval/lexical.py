@@ -24,7 +24,8 @@ FOLDER = "lexical"
 _TEXT, _ROW = "text", "row"
 # Memory of the writer before it writes a segment, in bytes.
 _HEAP = 64 * 2**20
-# A query has at most so many different words, the rarest; others hardly change the order and each costs time.
+# A query has at most so many different words, the rarest that the index has; others hardly change the order, and each
+# costs time.
 _MOST_WORDS = 96
 # Characters of a query that are read: a pasted page is no query.
 _MOST_CHARS = 8_000
@@ -150,11 +151,10 @@ class Lexical:
         except ConfigError as error:
             raise broken(folder / FILE, str(error)) from error
         opened = cls(*_opened(folder / FOLDER), analyser)
-        if len(opened) != manifest.passages:
+        count = len(opened)
+        if count != manifest.passages:
             opened.close()
-            raise broken(
-                folder / FILE, f"counts {manifest.passages} passages, but the lexical index holds {len(opened)}"
-            )
+            raise broken(folder / FILE, f"counts {manifest.passages} passages, but the lexical index holds {count}")
         return opened
 
     @classmethod
@@ -190,7 +190,7 @@ class Lexical:
         if rows is not None:
             must = self._tantivy.Occur.Must
             query = self._tantivy.Query.boolean_query([(must, self._within(rows)), (must, query)])
-        hits = self._searcher.search(query, k, count=False).hits
+        hits = self._searcher.search(query, min(k, len(self)), count=False).hits
         found = self._searcher.fast_field_values(_ROW, [address for _, address in hits])
         return [(int(row), float(score)) for row, (score, _) in zip(found, hits, strict=True)]
 
@@ -198,7 +198,7 @@ class Lexical:
         """Return the words of `query` as the index holds them, with how often each stands there."""
         counted = Counter(self._analyser.analyze(words.paired(query[:_MOST_CHARS])))
         if len(counted) > _MOST_WORDS:
-            rarest = sorted(counted, key=self._frequency)[:_MOST_WORDS]
+            rarest = sorted(counted, key=lambda word: self._frequency(word) or math.inf)[:_MOST_WORDS]
             counted = Counter({word: counted[word] for word in rarest})
         return {word: float(count) for word, count in counted.items()}
 

@@ -25,19 +25,24 @@ class Widened:
     last: int
 
 
-def widen(hits: Sequence[Hit], vectors: Vectors, passages: Passages, *, window: int, alike: float) -> list[Widened]:
-    """Return the hits with their neighbours, best first; a hit that an earlier one has taken in is left out.
+def widen(
+    hits: Sequence[Hit], vectors: Vectors, passages: Passages, *, most: int, window: int, alike: float
+) -> list[Widened]:
+    """Return at most `most` hits with their neighbours, best first; a hit that an earlier one has taken in is left out.
 
     Args:
         hits: best first.
         vectors: the stored ones are compared; nothing is encoded.
         passages: neighbours are of the same document.
+        most: how many are wanted.
         window: most passages on each side.
         alike: a side ends before the first passage whose cosine with the hit is not above this.
     """
     taken: set[int] = set()
     found: list[Widened] = []
     for hit in hits:
+        if len(found) == most:
+            break
         if hit.row in taken:
             continue
         first, last = _span(hit.row, vectors, passages, window, alike)

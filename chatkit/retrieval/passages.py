@@ -199,6 +199,7 @@ class Passages:
         self._starts = np.cumsum([0, *(meta.row_group(n).num_rows for n in range(meta.num_row_groups))])
         self._document_rows: NDArray[np.int64] | None = None
         self._lock = threading.Lock()
+        self._reads = 0
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._filters: OrderedDict[tuple[tuple[str, str], ...], NDArray[np.int64]] = OrderedDict()
 
@@ -235,7 +236,10 @@ class Passages:
             BrokenIndex: the file cannot be read any more.
         """
         groups = [self._group_of(int(row)) for row in rows]
+        reads = self._reads
         tables = {group: self._group(group) for group in dict.fromkeys(groups)}
+        if self._reads != reads:
+            _release()
         found = []
         for row, group in zip(rows, groups, strict=True):
             values = tables[group].slice(int(row) - int(self._starts[group]), 1).to_pylist()[0]
@@ -259,7 +263,7 @@ class Passages:
                 `[ab]` for one of some. Case matters.
 
         Raises:
-            InvalidRequest: for another name.
+            InvalidRequest: for another name, or brackets that are no set of characters.
             BrokenIndex: the file cannot be read any more.
         """
         for name in where:
@@ -299,6 +303,7 @@ class Passages:
             table = self._cache.pop(group, None)
             if table is None:
                 table = self._read(PASSAGES, lambda: self._table.read_row_group(group, use_threads=False))
+                self._reads += 1
             self._cache[group] = table
             while len(self._cache) > 1 and sum(each.nbytes for each in self._cache.values()) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
@@ -320,7 +325,10 @@ class Passages:
         if not _GLOB.search(pattern):
             matched = pyarrow.compute.equal(column, pattern)
         else:
-            matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+            try:
+                matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+            except pyarrow.ArrowInvalid as error:
+                raise InvalidRequest(f"{pattern[:80]!r} is no pattern for {name} ({error}); write e.g. [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)
 
     def _read(self, name: str, read: Any) -> Any:
@@ -366,6 +374,13 @@ def open_table(file: Path, fields: Mapping[str, str]) -> Any:
         opened.close(force=True)
         raise broken(file, f"has the columns {', '.join(schema.names)}, expected {', '.join(fields)}")
     return opened
+
+
+def _release() -> None:
+    """Give back what decoding took, which Arrow's allocator would keep: 20 MB in each worker."""
+    import pyarrow
+
+    pyarrow.default_memory_pool().release_unused()
 
 
 def _regex(pattern: str) -> str:

@@ -33,7 +33,7 @@ class Talkative(ScriptedModel):
 
     def generate(self, prompt, sampling, **more):
         self.prompts.append(prompt)
-        message = prompt.rsplit("<human>:", 1)[-1]
+        message = prompt.rsplit("<human>:", 1)[-1].lstrip().split("\n", 1)[0]  # the passages stand below it
         pieces = next((reply for word, reply in REPLIES.items() if word in message), PLAIN)
         if "echo" in message:
             pieces = [f"temperature {sampling.temperature}, ", f"{prompt.count('<human>:')} messages."]

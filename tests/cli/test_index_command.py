@@ -71,7 +71,8 @@ def test_json_has_the_same_and_the_exact_figures(folder):
     table = json.loads(run("index", "list", "--json", "--index", "other").stdout)
     assert (table["indexes"], table["default"]) == (str(folder.parent), "other")
     docs, other = table["rows"]
-    size = sum(file.stat().st_size for file in (folder / "000002").iterdir() if file.name != "manifest.json")
+    files = [file for file in (folder / "000002").rglob("*") if file.is_file() and file.name != "manifest.json"]
+    size = sum(file.stat().st_size for file in files)
     assert (docs["name"], docs["live"], docs["others"], docs["bytes"]) == ("docs", "000002", ["000001"], size)
     assert (docs["passages"], docs["documents"], docs["encoder_matches"], docs["problem"]) == (1, 1, True, "")
     assert (docs["is_default"], other["is_default"]) == (False, True)

@@ -54,3 +54,42 @@ def test_what_cannot_be_searched_is_one_line_and_an_exit_code(indexed, capsys, a
         main(["search", "port", *arguments])
     assert stop.value.code == code
     assert words in capsys.readouterr().err
+
+
+def test_where_neighbours_and_weight_reach_the_search(indexed, tmp_path):
+    (tmp_path / "other.md").write_text("# Other\n\n## Doors\n\nThe harbour has ports for ships.\n")
+    assert run("prepare-index", "guide.md", "other.md").exit_code == 0
+    query = "Which port does the service listen on?"
+
+    def sources(*options):
+        answer = json.loads(run("search", query, "--json", "--min-score", "-1", *options).stdout)
+        return [passage["source"] for passage in answer["passages"]]
+
+    assert sources() == ["guide.md", "other.md"]
+    assert sources("--where", "source=o*.md") == ["other.md"]
+    assert sources("--where", "source=*.md", "--where", "title=Guide") == ["guide.md"]
+    assert sources("--where", "source=absent") == []
+    assert sources("-k", "1", "--neighbours", "2", "--dense-weight", "0") == ["guide.md"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["port", "--where", "source"], 2, "--where is 'source', expected NAME=PATTERN"),
+        (["port", "--where", "author=me"], 2, "where has 'author', expected each of source, title, document"),
+        (["port", "--where", "source=[z-a]"], 2, "'[z-a]' is no pattern for source"),
+        (["port", "--where", "source="], 2, "the pattern for source has 0 characters"),
+        (["port", "--dense-weight", "2"], 2, "dense_weight is 2"),
+        (["port\udcff"], 2, "half a character"),
+    ],
+)
+def test_a_search_that_cannot_be_made_says_why(indexed, capsys, arguments, code, words):
+    with pytest.raises(SystemExit) as stop:
+        main(["search", *arguments])
+    assert stop.value.code == code
+    assert words in capsys.readouterr().err
+
+
+def test_blank_queries_find_nothing_and_are_no_error(indexed):
+    result = run("search", "  ")
+    assert (result.exit_code, result.stdout) == (0, "")

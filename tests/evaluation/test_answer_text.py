@@ -2,7 +2,7 @@
 
 import pytest
 
-from chatkit.evaluation.answer_text import contains, copied, exact, f1, length, tokens
+from chatkit.evaluation.answer_text import contains, copied, exact, f1, length, quoted, tokens
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,14 @@ def test_copied_is_the_share_of_the_passage_that_the_reply_says_again_in_its_ord
     assert copied("one zwei three vier five sechs seven acht nine zehn", passage) == 0.5
     assert copied("308", passage) == 0.0
     assert copied("anything", "") == 0.0
+
+
+def test_quoted_is_the_share_of_the_reply_that_runs_as_it_stands_in_the_passage() -> None:
+    passage = "one two three four five six"
+    assert quoted("two three four", passage) == 1.0
+    assert quoted("one two then five six seven", passage) == pytest.approx(2 / 6)
+    assert quoted("six five", passage) == 0.5
+    assert quoted("nothing", passage) == quoted("", passage) == quoted("one", "") == 0.0
 
 
 def test_length_counts_words_and_the_characters_of_scripts_without_spaces() -> None:

@@ -46,21 +46,29 @@ def test_packed_files_are_read_as_well(folder) -> None:
     ("name", "content", "named"),
     [
         ("corpus.jsonl", CORPUS + "{broken\n", "line 4 of .*corpus.jsonl' is '{broken', expected one JSON object"),
-        ("corpus.jsonl", '{"_id": 5, "text": "x"}\n', "'_id' 5, expected text"),
+        ("corpus.jsonl", '{"_id": true, "text": "x"}\n', "'_id' True, expected text or a number"),
         ("queries.jsonl", '{"_id": "q"}\n', "'text' None, expected text"),
         (
             "queries.jsonl",
             '{"_id": "q", "text": "t", "metadata": []}\n{"_id": "q", "text": "t", "metadata": [1]}',
             "object",
         ),
-        ("qrels/test.tsv", "q1 d1 1\n", "expected query, document and grade"),
-        ("qrels/test.tsv", "q1\td1\thigh\n", "the grade 'high', expected a number"),
+        ("qrels/test.tsv", "q1 d1\n", "expected query, document and grade"),
+        ("qrels/test.tsv", "q1\td1\t1\nq1\td2\thigh\n", "line 2 of .*the grade 'high', expected a number"),
     ],
 )
 def test_a_line_of_another_shape_is_refused_by_place(folder, name, content, named) -> None:
     (folder / name).write_text(content)
     with pytest.raises(InvalidRequest, match=named):
         read_set(folder)
+
+
+def test_numbers_as_ids_and_judgements_in_the_form_of_trec_are_read(folder) -> None:
+    (folder / "corpus.jsonl").write_text('{"_id": 5, "text": "x"}\n')
+    (folder / "qrels" / "test.tsv").write_text("q1 0 5 2\n")
+    data = read_set(folder)
+    assert list(data.corpus) == ["5"]
+    assert data.qrels == {"q1": {"5": 2}}
 
 
 def test_a_folder_without_a_set_is_not_found(tmp_path) -> None:

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from chatkit.cli.eval_answers import answers
 from chatkit.errors import InvalidRequest, NotFound
-from chatkit.evaluation.answers import AnswerEval, answer_figures, eval_answers
+from chatkit.evaluation.answers import WAYS, AnswerEval, answer_figures, eval_answers
 from chatkit.settings import load_settings
 
 CORPUS = [
@@ -26,6 +26,7 @@ QUERIES = [
     ("q4", "How long is the pier of the lighthouse at Port Hale?", ["It is not said."], "", {
         "answerability": "UNANSWERABLE",
     }),
+    ("q5", "How high is it?", ["Some of it is said."], "d/1", {"answerability": "PARTIAL"}),
 ]  # fmt: skip
 
 
@@ -57,6 +58,7 @@ def test_every_question_is_asked_alone_with_what_is_found_and_with_the_right_pas
         assert row["sources"][0] == dict((key, document) for key, _, _, document, _ in QUERIES)[row["id"]]
         assert set(row) >= {"closed", "retrieved", "gold"}
         assert row["sentences"] >= row["supported"] >= 0
+        assert 0 < row["copied_document"] <= 1
     assert "1871" in by_id["q1"]["gold"]["reply"]
     assert by_id["q1"]["gold"]["contains"]
     assert set(by_id["q4"]) & {"closed", "gold"} == set()
@@ -91,20 +93,38 @@ def test_a_bound_is_named(values) -> None:
 def row(**more):
     way = {"reply": "x", "finish_reason": "stop", "words": 4, "contains": True, "f1": 0.5, "em": False}
     closed = way | {"contains": False, "f1": 0.0, "words": 8}
-    told = {"answerable": True, "closed": closed, "retrieved": way, "gold": way, "sources": ["d"], "copied": 0.2}
+    told = {
+        "answerable": True,
+        "closed": closed,
+        "retrieved": way,
+        "gold": way,
+        "sources": ["d"],
+        "copied": 0.2,
+        "copied_document": 0.1,
+        "quoted": 0.9,
+    }
     return told | {"sentences": 2, "supported": 1, "citations_ms": 3.0} | more
 
 
 def test_the_figures_are_means_over_the_answerable_questions() -> None:
     bare = {"reply": "y", "finish_reason": "stop", "words": 9}
     unanswerable = row(answerable=False, retrieved=bare, supported=0)
-    figures = answer_figures([row(), row(copied=0.6, sources=[], sentences=0, supported=0), unanswerable])
+    figures = answer_figures([row(), row(copied=0.6, quoted=0.5, sources=[], sentences=0, supported=0), unanswerable])
     assert figures["contains.retrieved"] == figures["contains.gold"] == 1.0
     assert (figures["contains.closed"], figures["f1.retrieved"], figures["em.gold"]) == (0.0, 0.5, 0.0)
     assert (figures["reply_words"], figures["reply_words.closed"]) == (4.0, 8.0)
     assert (figures["copied_half"], figures["supported"], figures["with_source"]) == (0.5, 0.5, 0.5)
+    assert (figures["quoted_half"], figures["copied_half.document"]) == (0.5, 0.0)
     assert figures["unanswerable.answered_with_source"] == 1.0
     assert figures["unanswerable.answered_with_support"] == 0.0
+
+
+def test_the_retrieved_replies_alone_have_their_figures_alone() -> None:
+    told = {key: value for key, value in row().items() if key not in ("closed", "gold")}
+    figures = answer_figures([told])
+    assert (figures["contains.retrieved"], figures["reply_words"]) == (1.0, 4.0)
+    assert not any(name.endswith((".closed", ".gold")) for name in figures)
+    assert (AnswerEval(only_retrieved=True).ways, AnswerEval().ways) == (("retrieved",), WAYS)
 
 
 def test_the_command_names_a_folder_that_is_none(tmp_path) -> None:

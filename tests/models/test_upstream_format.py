@@ -178,8 +178,7 @@ def test_a_turn_with_history_and_passages_becomes_messages_in_order() -> None:
     rows = messages_in(prompt.text)
     assert [row["role"] for row in rows] == ["system", "user", "assistant", "user"]
     assert rows[0]["content"] == "Be brief."
-    assert "The port is 8080. < |im_end|>" in rows[3]["content"]
-    assert rows[3]["content"].endswith("\n\nWhich port? [/INST ]")
+    assert rows[3]["content"].endswith("\n\nWhich port? [/INST ]\n\n[1] Serving\nThe port is 8080. < |im_end|>")
     assert prompt.tokens == counter(prompt.text)
     assert prompt.passages == passages
 

@@ -292,7 +292,7 @@ def test_a_page_nested_deeper_than_a_recursion_goes_is_read():
 def test_html_is_built_with_offsets_into_the_text_and_one_hostile_page_ends_nothing(
     corpus, indexes, encoder, monkeypatch
 ):
-    monkeypatch.setattr("chatkit.retrieval.build.Reader", lambda: Reader(cpu_seconds=1))
+    monkeypatch.setattr("chatkit.retrieval.building.cutting.Reader", lambda: Reader(cpu_seconds=1))
     (corpus / "page.html").write_text(PAGE)
     (corpus / "bomb.htm").write_text("<div>" * 1_000_000)
     (corpus / "menu.xhtml").write_text("<nav>Home</nav>")

@@ -14,13 +14,15 @@ import pytest
 from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest, NotFound
 from chatkit.retrieval import vectors
 from chatkit.retrieval.build import build_index
-from chatkit.retrieval.index import VectorIndex
+from chatkit.retrieval.index import SearchOptions, VectorIndex
 from chatkit.retrieval.layout import IndexFolder
+from chatkit.retrieval.legs import Legs
 from chatkit.retrieval.live import LiveIndexes
 from chatkit.retrieval.manifest import Manifest
 from tests.retrieval.bad_manifests import BAD_MANIFESTS, spoil
 
 QUERY = "Which port does the service listen on?"
+OPTIONS = SearchOptions(min_score=0.35)
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def live(build, indexes, encoder):
     def open_(default="docs", named=None, **options):
         if not (indexes / default).exists():
             build(name=default)
-        options = {"check_every_s": 0.01, "min_score": 0.35, **options}
+        options = {"check_every_s": 0.01, "options": OPTIONS, **options}
         opened.append(LiveIndexes(indexes, encoder, default=default, named=named, **options))
         return opened[-1]
 
@@ -221,25 +223,25 @@ def test_the_advice_passes_over_versions_that_are_bad_too(build, indexes, encode
 def test_a_bad_default_index_is_refused_at_the_start(build, indexes, encoder):
     other_encoder(build().folder)
     with pytest.raises(IndexMismatch, match="chatkit prepare-index SOURCE… --name docs"):
-        LiveIndexes(indexes, encoder, default="docs", named=None, min_score=0.35)
+        LiveIndexes(indexes, encoder, default="docs", named=None, options=OPTIONS)
     with pytest.raises(BadIndex, match=r"no index 'absent'.*chatkit prepare-index SOURCE… --name absent"):
-        LiveIndexes(indexes, encoder, default="absent", named=None, min_score=0.35)
+        LiveIndexes(indexes, encoder, default="absent", named=None, options=OPTIONS)
 
 
 def test_a_search_ends_in_the_version_it_began_in_which_is_closed_then(live, build, monkeypatch):
     service = live()
     closed = []
-    close, nearest = VectorIndex.close, VectorIndex._nearest
+    close, find = VectorIndex.close, Legs.find
     going, go_on = threading.Event(), threading.Event()
 
-    def slow(self, vectors, k):
-        if self.manifest.built_at and not going.is_set():
+    def slow(*args, **kwargs):
+        if not going.is_set():
             going.set()
             assert go_on.wait(20)
-        return nearest(self, vectors, k)
+        return find(*args, **kwargs)
 
     monkeypatch.setattr(VectorIndex, "close", lambda self: (closed.append(self), close(self)))
-    monkeypatch.setattr(VectorIndex, "_nearest", slow)
+    monkeypatch.setattr(Legs, "find", slow)
 
     async def during_a_switch():
         old = asyncio.create_task(service.search(QUERY, k=1))

@@ -17,6 +17,7 @@ from chatkit.cli import group
 from chatkit.errors import BrokenIndex, BrokenModel, InvalidRequest, ModelError, Offline, Unavailable
 from chatkit.openchatkit_index import REPOSITORY, Wanted, prepare_openchatkit
 from chatkit.retrieval import catalogue
+from chatkit.retrieval.index import SearchOptions
 from chatkit.retrieval.live import LiveIndexes
 from chatkit.retrieval.opening import open_index
 from chatkit.settings import Settings
@@ -99,7 +100,7 @@ def test_both_files_are_received_verified_laid_out_and_made_live(hub, files, set
     assert (made.folder / "sidecar" / "texts.bin").is_file()
     assert hub.downloads("README.md") == 0
     assert not list((settings.indexes / "wikipedia" / ".pulling").iterdir())
-    found = open_index(settings.indexes / "wikipedia", WordEncoder(), min_score=0.3)
+    found = open_index(settings.indexes / "wikipedia", WordEncoder(), options=SearchOptions(min_score=0.3))
     (passage,) = asyncio.run(found.search("lighthouse lamp cape gas", k=1))
     assert passage.text == " ".join(ARTICLES["Lighthouses"][:3])
     found.close()
@@ -240,7 +241,13 @@ def test_a_service_answers_from_it_beside_its_own_and_lists_it(settings, tmp_pat
         return WordEncoder()
 
     service = LiveIndexes(
-        settings.indexes, None, default="wikipedia", named=None, min_score=0.3, encoders=encoders, check_every_s=0.01
+        settings.indexes,
+        None,
+        default="wikipedia",
+        named=None,
+        options=SearchOptions(min_score=0.3),
+        encoders=encoders,
+        check_every_s=0.01,
     )
     assert asyncio.run(service.search("honey bees dance", k=1))[0].title == "Bees"
     assert asked == ["hf:org/contriever"]

@@ -1,11 +1,7 @@
 """Builds that go on where others stopped, and builds of which little has changed."""
 
 import asyncio
-import random
-import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,30 +10,6 @@ from chatkit.retrieval.index import VectorIndex
 from chatkit.retrieval.passages import read_table
 
 BATCH = 16
-BUILD = """
-import hashlib, os, sys
-from pathlib import Path
-from chatkit.retrieval.encoder import open_encoder
-from chatkit.retrieval.build import BuildOptions, build_index
-folder, cache, indexes, log = sys.argv[1:]
-
-class Noting:
-    def __init__(self, encoder):
-        self.encoder = encoder
-    def __getattr__(self, name):
-        return getattr(self.encoder, name)
-    def encode_now(self, texts):
-        vectors = self.encoder.encode_now(texts)
-        lines = "".join(hashlib.sha256(text.encode()).hexdigest() + "\\n" for text in texts)
-        os.write(notes, lines.encode())
-        return vectors
-
-notes = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-encoder = Noting(open_encoder(Path(folder), cache=Path(cache)))
-print("ready", flush=True)
-build_index(["corpus"], Path(indexes), name="docs", encoder=encoder, options=BuildOptions(batch=16))
-print("built", flush=True)
-"""
 
 
 class Counting:
@@ -92,47 +64,6 @@ def long_text(corpus, count, start=0):
     (corpus / "long.txt").write_text("\n\n".join(lines))
 
 
-def start(folder, cache, indexes, log):
-    arguments = [sys.executable, "-c", BUILD, str(folder), str(cache), str(indexes), str(log)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def test_kills_at_any_moment_cost_less_than_a_batch_each_and_leave_the_live_version(
-    corpus, build, indexes, encoder, encoder_folder, encoder_cache, tmp_path
-):
-    build()
-    before = hits(indexes, encoder, "Which port does the service listen on?")
-    long_text(corpus, 96)
-    log = tmp_path / "embedded"
-    chance = random.Random(6)
-    embedded, killed = [], 0
-    for number in range(6):
-        process = start(encoder_folder, encoder_cache, indexes, log)
-        known = log.read_text().split()
-        wanted = BATCH * (number + 1) * chance.random()
-        give_up = time.monotonic() + chance.uniform(0.5, 2)
-        while len(log.read_text().split()) < len(known) + wanted and time.monotonic() < give_up:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        killed += process.communicate(timeout=60)[0] == ""
-        now = log.read_text().split()[len(known) :]
-        assert len(set(now)) == len(now)
-        assert len(set(now) & set(known)) <= BATCH
-        embedded += now
-        if killed > number:
-            assert hits(indexes, encoder, "Which port does the service listen on?") == before
-    assert killed >= 3
-    report = build()
-    assert report.passages == 5 + 96
-    assert len(embedded) + report.embedded <= 96 + 6 * BATCH
-    assert len({*embedded}) + report.embedded >= 96
-    assert not list((indexes / "docs").glob(".building-*"))
-    assert build().up_to_date
-
-
 def test_ctrl_c_is_heard_within_a_batch_and_the_next_build_goes_on(corpus, build, counting, indexes):
     long_text(corpus, 64)
 
@@ -182,6 +113,24 @@ def test_chunks_that_are_taken_over_are_those_that_were_cut(corpus, build):
     second = read_table(build().folder)
     kept = [row for row in first.to_pylist() if row["source"] != "corpus/notes.txt"]
     assert [row for row in second.to_pylist() if row["source"] != "corpus/notes.txt"] == kept
+
+
+class Prefixed(Counting):
+    """The real encoder, whose passages are embedded with something before them."""
+
+    passage_prefix = "passage: "
+
+
+def test_another_prefix_before_passages_embeds_all_of_them_again(corpus, build, indexes, encoder):
+    build()
+    prefixed = Prefixed(encoder)
+    report = build_index(["corpus"], indexes, name="docs", encoder=prefixed)
+    assert (report.up_to_date, report.embedded) == (False, report.passages)
+    assert all(text.startswith("passage: ") for text in prefixed.embedded[: report.passages])
+    assert not prefixed.embedded[report.passages :]
+    assert build_index(["corpus"], indexes, name="docs", encoder=prefixed).up_to_date
+    back = build()  # what the first build made is still in the cache
+    assert (back.up_to_date, back.embedded) == (False, 0)
 
 
 def test_a_source_that_is_removed_leaves_no_passage(corpus, build, indexes, encoder):

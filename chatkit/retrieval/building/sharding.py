@@ -2,8 +2,9 @@
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -11,10 +12,11 @@ from filelock import FileLock, Timeout
 from chatkit.errors import Unavailable
 from chatkit.retrieval.building import cutting, workplace
 from chatkit.retrieval.building.cache import VectorCache
-from chatkit.retrieval.building.cutting import Share
+from chatkit.retrieval.building.cutting import Share, Sources
 from chatkit.retrieval.building.embedding import Embedding, IndexingEncoder, InProcess, embed_missing
 from chatkit.retrieval.building.plan import (
     BuildOptions,
+    Plan,
     ShardReport,
     digest_of,
     plan_of,
@@ -24,7 +26,7 @@ from chatkit.retrieval.building.plan import (
 from chatkit.retrieval.building.progress import Meter, Tell
 from chatkit.retrieval.building.shards import folder_of, write_shard
 from chatkit.retrieval.building.staging import Stage
-from chatkit.retrieval.building.workplace import Workplace
+from chatkit.retrieval.building.workplace import Staging, Workplace
 from chatkit.retrieval.entries import SourceEntry
 
 
@@ -65,24 +67,12 @@ def embed_shard(
     plan = plan_of(encoder, options.chunking)
     digest = digest_of(plan, sources=cutting.digest_of(cutting.planned_rows(found)) or str(started), share=str(share))
     work = out / f".work-{folder_of(out, share).name}"
+    job = _Job(out, share, plan, encoder, embedding or InProcess(encoder), options, meter)
     with told_of_the_disk(f"the shard {share.number}/{share.of}", out), _alone(work):
-        place = Workplace(work, digest)
-        workplace.remove_others(work, keep=place.folder)
-
-        def fill(stage: Stage) -> None:
-            meter.begin("cut")
-            split = Share() if is_split else share
-            cutting.cut_all(found, stage, options.chunking, encoder.count_tokens_of, meter, share=split)
-
-        staged = place.staged(fill, options.chunking, near=False)
-        meter.begin("embed")
-        with VectorCache(work / "vectors", encoder.fingerprint, encoder.dim) as cache:
-            total, where = staged.counts.passages, embedding or InProcess(encoder)
-            embedded = embed_missing(staged.spool, total, cache, encoder, where, meter, batch=options.batch)
-            folder = write_shard(out, share, staged, cache, plan, encoder.passage_prefix, meter)
+        staged, embedded = job.run(work, digest, lambda stage: job.cut(found, stage, Share() if is_split else share))
     shutil.rmtree(work, ignore_errors=True)
     return ShardReport(
-        folder=folder,
+        folder=folder_of(out, share),
         number=share.number,
         of=share.of,
         documents=staged.counts.documents,
@@ -92,6 +82,37 @@ def embed_shard(
         skipped=skipped_of(staged.rows),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The making of one shard."""
+
+    out: Path
+    share: Share
+    plan: Plan
+    encoder: IndexingEncoder
+    embedding: Embedding
+    options: BuildOptions
+    meter: Meter
+
+    def cut(self, found: Sources, stage: Stage, part: Share) -> None:
+        """Stage the chunks of a part of the sources."""
+        self.meter.begin("cut")
+        cutting.cut_all(found, stage, self.options.chunking, self.encoder.count_tokens_of, self.meter, share=part)
+
+    def run(self, work: Path, digest: str, fill: Callable[[Stage], None]) -> tuple[Staging, int]:
+        """Write the shard of what `fill` stages; returns that, and how many chunks were embedded for it."""
+        encoder, meter = self.encoder, self.meter
+        place = Workplace(work, digest)
+        workplace.remove_others(work, keep=place.folder)
+        staged = place.staged(fill, self.options.chunking, near=False)
+        meter.begin("embed")
+        with VectorCache(work / "vectors", encoder.fingerprint, encoder.dim) as cache:
+            total, batch = staged.counts.passages, self.options.batch
+            embedded = embed_missing(staged.spool, total, cache, encoder, self.embedding, meter, batch=batch)
+            write_shard(self.out, self.share, staged, cache, self.plan, encoder.passage_prefix, meter)
+        return staged, embedded
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def _write_legs(
         closing(lexical.LexicalWriter(folder)) as words,
     ):
         if kind.train_rows:
-            rows.train(_sample(staged, cache, encoder.passage_prefix, kind.train_rows))
+            rows.train(_sample(staged, cache, encoder, kind.train_rows))
         done = 0
         for chunks, their_vectors in embedding.with_vectors(staged.spool, cache, encoder.passage_prefix):
             own = [entry.chunk for entry in chunks]
@@ -155,15 +155,16 @@ def _write_legs(
         return [*passages.finish(), *words.finish(), *files], stored
 
 
-def _sample(staged: Staging, cache: VectorCache, prefix: str, wanted: int) -> Vectors:
+def _sample(staged: Staging, cache: VectorCache, encoder: EncoderEntry, wanted: int) -> Vectors:
     """Return `wanted` vectors or a few more, of chunks at even distances."""
     every = max(1, staged.counts.passages // wanted)
-    row = 0
-    found = []
+    sample = np.empty((-(-staged.counts.passages // every), encoder.dim), dtype=np.float32)
+    row = taken = 0
     for chunks in spool.read(staged.spool):
-        found.append(_vectors_of(chunks[-row % every :: every], cache, prefix))
-        row += len(chunks)
-    return np.concatenate(found)
+        found = _vectors_of(chunks[-row % every :: every], cache, encoder.passage_prefix)
+        sample[taken : taken + len(found)] = found
+        row, taken = row + len(chunks), taken + len(found)
+    return sample
 
 
 def _texts(staged: Staging) -> list[str]:
