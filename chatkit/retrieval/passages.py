@@ -4,7 +4,6 @@ Row number = number of the vector = number in the lexical index. Rows are ordere
 """
 
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chatkit.errors import InvalidRequest
+from chatkit.retrieval.globs import is_pattern, regex_of
 from chatkit.retrieval.manifest import FILE, PASSAGES, Manifest, broken
+from chatkit.retrieval.risks import Risks
 from chatkit.types import Passage
 
 # One row a document: where its passages begin and what a filter asks of it.
@@ -39,7 +40,6 @@ _FIELDS = {
     "text": "string",
 }
 _DOCUMENT_FIELDS = {**dict.fromkeys(FILTERS, "string"), "row": "int64"}
-_GLOB = re.compile(r"\*|\?|\[!?\]?[^]]*\]")
 
 
 class Row(Protocol):
@@ -190,11 +190,12 @@ class Table:
 class Passages:
     """The open passages of a version. Methods may be called from several threads."""
 
-    def __init__(self, folder: Path, passages: Any, documents: Any) -> None:
-        """Take two open `ParquetFile`s."""
+    def __init__(self, folder: Path, passages: Any, documents: Any, risks: Risks | None = None) -> None:
+        """Take two open `ParquetFile`s, and the scores of the passages where they have any."""
         self._folder = folder
         self._table = passages
         self._documents = documents
+        self._risks = risks
         meta = passages.metadata
         self._starts = np.cumsum([0, *(meta.row_group(n).num_rows for n in range(meta.num_row_groups))])
         self._document_rows: NDArray[np.int64] | None = None
@@ -216,7 +217,13 @@ class Passages:
         except Exception:
             passages.close(force=True)
             raise
-        opened = cls(folder, passages, documents)
+        try:
+            risks = None if manifest is None else Risks.open(folder, manifest)
+        except Exception:
+            passages.close(force=True)
+            documents.close(force=True)
+            raise
+        opened = cls(folder, passages, documents, risks)
         if manifest is not None and len(opened) != manifest.passages:
             opened.close()
             raise broken(
@@ -243,7 +250,7 @@ class Passages:
         found = []
         for row, group in zip(rows, groups, strict=True):
             values = tables[group].slice(int(row) - int(self._starts[group]), 1).to_pylist()[0]
-            found.append(Passage(**values))
+            found.append(Passage(**values, risks=() if self._risks is None else self._risks.of(int(row))))
         return found
 
     def documents_of(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
@@ -322,11 +329,11 @@ class Passages:
         with self._lock:
             table = self._read(DOCUMENTS, lambda: self._documents.read(columns=[name], use_threads=False))
         column = table.column(name)
-        if not _GLOB.search(pattern):
+        if not is_pattern(pattern):
             matched = pyarrow.compute.equal(column, pattern)
         else:
             try:
-                matched = pyarrow.compute.match_substring_regex(column, _regex(pattern))
+                matched = pyarrow.compute.match_substring_regex(column, regex_of(pattern))
             except pyarrow.ArrowInvalid as error:
                 raise InvalidRequest(f"{pattern[:80]!r} is no pattern for {name} ({error}); write e.g. [a-z]") from None
         return np.asarray(matched.to_numpy(), dtype=bool)
@@ -381,19 +388,3 @@ def _release() -> None:
     import pyarrow
 
     pyarrow.default_memory_pool().release_unused()
-
-
-def _regex(pattern: str) -> str:
-    """Return what matches a whole text as the pattern does, in RE2's words."""
-    parts, end = [], 0
-    for match in _GLOB.finditer(pattern):
-        parts.append(re.escape(pattern[end : match.start()]))
-        found, end = match.group(), match.end()
-        if found in "*?":
-            parts.append(".*" if found == "*" else ".")
-        else:
-            inside = found[1:-1]
-            negated = "^" if inside.startswith("!") else ""
-            inside = inside.removeprefix("!").replace("\\", "\\\\").replace("[", r"\[").replace("]", r"\]")
-            parts.append(f"[{negated}{inside.replace('^', chr(92) + '^')}]" if inside else re.escape(found))
-    return f"^(?s:{''.join(parts)}{re.escape(pattern[end:])})$"
