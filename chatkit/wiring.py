@@ -22,6 +22,7 @@ from chatkit.settings import Settings
 
 if TYPE_CHECKING:
     from chatkit.models.sources import Listed, Pulled
+    from chatkit.moderation.passages import PassageScores
     from chatkit.moderation.policy import Policy
     from chatkit.moderation.train import TrainReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
@@ -285,6 +286,20 @@ def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
     if settings.refusal:
         policy = replace(policy, texts=policy.texts.saying(settings.refusal))
     return PolicyModerator(HeadScorer(encoder, None), policy, encoder=encoder)
+
+
+def open_passage_scores(settings: Settings, shared: "SentenceEncoder") -> "tuple[PassageScores, SentenceEncoder]":
+    """Open what scores the passages of an index, and the encoder that it goes by: `shared`, or one beside it.
+
+    Raises:
+        ModelError: the head needs another encoder, which was not pulled.
+    """
+    from chatkit.moderation.head import TOLD, HeadScorer
+    from chatkit.moderation.passages import PassageScores
+
+    encoder = moderation_encoder(settings, shared if settings.encoder_precision != "int8" else None)
+    scorer = HeadScorer(encoder, None)
+    return PassageScores(scorer, TOLD, scorer.version), encoder
 
 
 def read_policy(name: str) -> "Policy":

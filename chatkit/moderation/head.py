@@ -7,20 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from chatkit.errors import BrokenModel, ConfigError
-from chatkit.moderation.features import clean
 from chatkit.moderation.network import RETRAIN, SCORED, Floats, load_network
+from chatkit.moderation.normalise import normalised
 from chatkit.protocols import Encoder
 from chatkit.release import overlapping_windows
 from chatkit.types import LABELS, Direction, Scores
 
 WEIGHTS = Path(__file__).parent / "weights" / "head.safetensors"
+# What is told of the scores: "orders" is a part of "injection" in a passage, and of no account elsewhere.
+TOLD = tuple(name for name in SCORED if name != "orders")
 # Windows whose vectors are kept: the long answers of about a hundred open turns, 7 MiB at 384 numbers.
 CACHED_WINDOWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """What is kept of one window: its (D,) vector, and (13,) logits from the words alone and in all."""
+    """What is kept of one window: its (D,) vector, and (15,) logits from the words alone and in all."""
 
     vector: Floats
     words: Floats
@@ -64,11 +66,16 @@ class HeadScorer:
     async def score(
         self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
     ) -> Scores:
-        """Score `text`; only windows that were not seen lately are encoded, all of them in one call."""
-        units = [unit for window in overlapping_windows(text, before) if (unit := clean(window))]
+        """Score `text`; only windows that were not seen lately are encoded, all of them in one call.
+
+        A message is judged alone, and its beginning behind the end of the user's message before it as well.
+        """
+        units = [unit for window in overlapping_windows(text, before) if (unit := normalised(window))]
+        if direction == "input" and len(history) > 1 and units:
+            units.append(normalised(overlapping_windows(text, history[-2] + " ")[0]))
         if not units:
             calm = {label: float(label == LABELS[0]) for label in LABELS}
-            return Scores(dict.fromkeys(SCORED, 0.0), calm, model=self.model, version=self.version)
+            return Scores(dict.fromkeys(TOLD, 0.0), calm, model=self.model, version=self.version)
         known = await self._judge(list(dict.fromkeys(units)))
         logits = np.stack([known[unit].logits for unit in units])
         if len(units) > 1:
@@ -76,7 +83,7 @@ class HeadScorer:
             mean /= max(float(np.linalg.norm(mean)), 1e-6)
             words = np.mean([known[unit].words for unit in units], axis=0)
             logits = np.vstack([logits, self._network.from_vectors(mean[None]) + words])
-        return self._scores(logits)
+        return self._scores(logits, direction)
 
     async def _judge(self, units: list[str]) -> dict[str, _Window]:
         """Return what is known of each of the distinct `units`, encoding those that are new."""
@@ -100,10 +107,15 @@ class HeadScorer:
                 self._windows.popitem(last=False)
         return known
 
-    def _scores(self, logits: Floats) -> Scores:
-        """Return the highest score of each category in (n, 13) logits; the gravest row gives the levels."""
+    def _scores(self, logits: Floats, direction: Direction) -> Scores:
+        """Return the highest score of each category in (n, 15) logits; the gravest row gives the levels.
+
+        Nobody but a reader of the index asks anything of a passage, so any order to a model is an injection there.
+        """
         scores = dict(zip(SCORED, self._network.scores(logits).max(axis=0).tolist(), strict=True))
+        if direction == "passage":
+            scores["injection"] = max(scores["injection"], scores["orders"])
         rows = self._network.levels(logits)
         gravest = rows[int(np.argmax(rows @ np.arange(len(LABELS))))]
         levels = dict(zip(LABELS, gravest.tolist(), strict=True))
-        return Scores(scores, levels, model=self.model, version=self.version)
+        return Scores({name: scores[name] for name in TOLD}, levels, model=self.model, version=self.version)

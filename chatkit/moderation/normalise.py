@@ -15,7 +15,7 @@ _LOOKS = (
     "ɑa ɐa ʙb ᴄc ᴅd ᴇe ǝe ɡg ɢg ʜh ɩi ᴊj ᴋk ʟl ᴍm ɴn ᴏo ᴘp ʀr ɹr ꜱs ᴛt ʇt ᴜu ᴠv ʌv ᴡw ʍw ʏy ᴢz "
     "ƒf ɦh ŀl ſs ꓲl ıi øo đd ħh łl ŧt ɓb ɗd "
     "ꭰd ꭱr ꭲt "
-    "АA ВB СC ЕE ЁE НH ІI ЇI ЈJ КK МM ОO РP ЅS ТT ԜW ХX УY ΑA ΒB ΕE ΖZ ΗH ΙI ΚK ΜM ΝN ΟO ΡP ΤT ΥY ΧX "
+    "Ьb Ꮟb АA ВB СC ЕE ЁE НH ІI ЇI ЈJ КK МM ОO РP ЅS ТT ԜW ХX УY ΑA ΒB ΕE ΖZ ΗH ΙI ΚK ΜM ΝN ΟO ΡP ΤT ΥY ΧX "
 )
 _LATIN = {ord(pair[0]): pair[1] for pair in _LOOKS.split()}
 # Drawn like Latin letters too, and letters of no script: these change wherever they stand.
@@ -32,6 +32,7 @@ _SIGNS = {
 _OVERRIDDEN = re.compile("\u202e([^\u202c\u202e\n]*)(?:\u202c|$)", re.MULTILINE)
 _WORD = re.compile(r"[^\W_]+")
 _MIXED = re.compile(r"(?<![\w@$#/.:\\-])[\w@$!|+€]*[^\W\d_][\w@$!|+€]*")
+_DIGITS = re.compile(r"(?<![\w.,])[013457]{1,4}(?![\w.,%])")
 _LEET = str.maketrans("013457@$!|+€", "oieastasilte")
 _LEET_CHARACTERS = frozenset("013457@$!|+€")
 # Short or marked words that are meant where their digits stand for letters; any other stays, as "mp3" and "@user" do.
@@ -88,9 +89,11 @@ def _base(character: str) -> str:
 
 def _in_latin(text: str) -> Callable[[re.Match[str]], str]:
     """Return what a word becomes: Latin where it has Latin letters, or looks Latin throughout in a Latin text."""
-    letters = sum(c.isalpha() for c in text)
-    latin = sum(c.isascii() and c.isalpha() for c in text)
-    among = 2 * latin > letters
+    words = _WORD.findall(text)
+    latin = [word for word in words if _has_latin(word)]
+    # A word of two scripts is a trick, and where there is one a third of Latin words is enough for a Latin text.
+    tricked = any(_has_latin(word) and word.translate(_LATIN).isascii() and not word.isascii() for word in latin)
+    among = len(latin) * (3 if tricked else 2) > len(words)
 
     def replaced(match: re.Match[str]) -> str:
         word = match.group()
@@ -98,11 +101,14 @@ def _in_latin(text: str) -> Callable[[re.Match[str]], str]:
             return word
         looks = word.translate(_LATIN)
         if looks.isascii():
-            mixed = among or any(c.isascii() and c.isalpha() for c in word)
-            return looks if mixed else word
-        return looks if any(c.isascii() and c.isalpha() for c in word) else word
+            return looks if among or _has_latin(word) else word
+        return looks if _has_latin(word) else word
 
     return replaced
+
+
+def _has_latin(word: str) -> bool:
+    return any(c.isascii() and c.isalpha() for c in word)
 
 
 def _joined(text: str) -> str:
@@ -119,6 +125,8 @@ def _spelt(text: str) -> str:
         return text
     found = [match for match in _MIXED.finditer(text) if not _is_address(text, match)]
     often = sum(_stands_inside(match.group()) and not match.group().isupper() for match in found) >= 2
+    mixed = sum(not match.group().isalpha() and not _LEET_CHARACTERS.isdisjoint(match.group()) for match in found)
+    all_over = mixed >= 3 and 5 * mixed >= 2 * len(found)
 
     def replaced(match: re.Match[str]) -> str:
         word = match.group()
@@ -128,11 +136,21 @@ def _spelt(text: str) -> str:
         spelt = core.translate(_LEET)
         if not spelt.isalpha():
             return word
-        if spelt.lower() in _MEANT or (_is_word(core) if often else _stands_inside(core) and not core.isupper()):
+        if (
+            spelt.lower() in _MEANT
+            or all_over
+            or (_is_word(core) if often else _stands_inside(core) and not core.isupper())
+        ):
             return spelt + word[len(core) :]
         return word
 
-    return _MIXED.sub(replaced, text)
+    text = _MIXED.sub(replaced, text)
+    return _DIGITS.sub(_meant, text) if all_over else text
+
+
+def _meant(match: re.Match[str]) -> str:
+    spelt = match.group().translate(_LEET)
+    return spelt if spelt in _MEANT or spelt in ("a", "i") else match.group()
 
 
 def _is_address(text: str, match: re.Match[str]) -> bool:

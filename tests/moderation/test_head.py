@@ -6,9 +6,8 @@ import pytest
 
 from chatkit.errors import BrokenModel
 from chatkit.moderation import head
-from chatkit.moderation.head import HeadScorer
+from chatkit.moderation.head import TOLD, HeadScorer
 from chatkit.moderation.moderator import PolicyModerator
-from chatkit.moderation.network import SCORED
 from chatkit.moderation.policy_files import named
 from chatkit.release import WindowCutter
 from chatkit.types import LABELS
@@ -88,7 +87,7 @@ async def test_empty_text_is_casual_and_encodes_nothing(counting, text):
 
 async def test_scores_hold_every_category_and_the_five_label_probabilities(encoder):
     result = await moderator(encoder).check(LONG, direction="output")
-    assert result.scores.keys() == set(SCORED)
+    assert result.scores.keys() == set(TOLD)
     assert result.levels.keys() == set(LABELS)
     assert all(0 <= score <= 1 for score in result.scores.values())
     assert sum(result.levels.values()) == pytest.approx(1, abs=1e-4)
@@ -97,7 +96,7 @@ async def test_scores_hold_every_category_and_the_five_label_probabilities(encod
 
 async def test_the_whole_text_is_judged_by_the_windows_of_its_stream_and_encodes_nothing_new(counting):
     checks = moderator(counting)
-    said, highest = "", dict.fromkeys(SCORED, 0.0)
+    said, highest = "", dict.fromkeys(TOLD, 0.0)
     for window in windows(LONG):
         result = await checks.check(window, direction="output", before=said)
         highest = {name: max(score, result.scores[name]) for name, score in highest.items()}
