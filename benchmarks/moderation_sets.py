@@ -3,8 +3,8 @@
     python benchmarks/moderation_sets.py DATA OUT [--wikipedia corpus.jsonl.gz]
     chatkit eval moderation OUT/toxicchat-human.jsonl --json
 
-DATA is laid out as `chatkit moderation train --data` reads it; of a set that it lacks no file is made. What is in OUT is
-under the licences of the sets: ToxicChat's is CC BY-NC 4.0.
+DATA is laid out as `chatkit moderation train --data` reads it; of a set that it lacks no file is made. What is in OUT
+is under the licences of the sets: ToxicChat's is CC BY-NC 4.0.
 """
 
 import argparse
