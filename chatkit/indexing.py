@@ -1,13 +1,15 @@
 """Indexes made and cleaned up as the settings say: builds here or on Ray, shards, merging, collecting."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chatkit import wiring
+from chatkit.errors import ModelError
 from chatkit.settings import Settings
 
 if TYPE_CHECKING:
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
     from chatkit.retrieval.building.collecting import Collected
     from chatkit.retrieval.building.embedding import Embedding
     from chatkit.retrieval.building.plan import ShardReport
+    from chatkit.retrieval.encoder import SentenceEncoder
     from chatkit.retrieval.entries import SourceEntry
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Asked:
         vectors: kind of the Faiss index; chosen by the number of passages where empty.
         recall: share of the exact nearest neighbours that a search is to find, 0 to 1.
         ray: runs the embedding stage; None for this process.
+        scan: let the moderation head score every passage, sentence by sentence, for policies to go by.
     """
 
     sources: Sequence[str] = ()
@@ -53,20 +59,21 @@ class Asked:
     vectors: str = ""
     recall: float = 0.98
     ray: RayPool | None = None
+    scan: bool = True
 
 
 def prepare_index(settings: Settings, asked: Asked, *, name: str, progress: Any) -> "BuildReport":
     """Build the index `name`, unless it is up to date."""
     from chatkit.retrieval import build
 
-    with closing(wiring.open_encoder(settings, bulk=True)) as encoder:
+    with closing(wiring.open_encoder(settings, bulk=True)) as encoder, _scanned(settings, asked, encoder) as options:
         return build.build_index(
             asked.sources,
             settings.indexes,
             name=name,
             encoder=encoder,
             entries=asked.entries,
-            options=_options(settings, asked),
+            options=options,
             embedding=_embedding(settings, asked.ray),
             progress=progress,
         )
@@ -94,19 +101,26 @@ def prepare_shard(
 
 
 def merge_index(
-    settings: Settings, folders: Sequence[Path], *, name: str, vectors: str, recall: float, progress: Any
+    settings: Settings,
+    folders: Sequence[Path],
+    *,
+    name: str,
+    vectors: str,
+    recall: float,
+    progress: Any,
+    scan: bool = True,
 ) -> "BuildReport":
     """Build the index `name` from all its shards."""
     from chatkit.retrieval import build
 
-    asked = Asked(vectors=vectors, recall=recall)
-    with closing(wiring.open_encoder(settings, bulk=True)) as encoder:
+    asked = Asked(vectors=vectors, recall=recall, scan=scan)
+    with closing(wiring.open_encoder(settings, bulk=True)) as encoder, _scanned(settings, asked, encoder) as options:
         return build.merge_shards(
             folders,
             settings.indexes,
             name=name,
             encoder=encoder,
-            options=_options(settings, asked),
+            options=options,
             progress=progress,
         )
 
@@ -123,6 +137,29 @@ def _options(settings: Settings, asked: Asked) -> "BuildOptions":
 
     options = BuildOptions(vectors=asked.vectors, recall=asked.recall, keep=settings.keep_versions)
     return options.with_chunking(asked.chunking)
+
+
+@contextmanager
+def _scanned(settings: Settings, asked: Asked, encoder: "SentenceEncoder") -> "Iterator[BuildOptions]":
+    """Yield the options of a build, with what scores its passages where that is asked for and can be opened.
+
+    Passages without scores are judged when they are found, so an index can do without.
+    """
+    options = _options(settings, asked)
+    if not asked.scan:
+        yield options
+        return
+    try:
+        scorer, own = wiring.open_passage_scores(settings, encoder)
+    except ModelError as error:
+        _log.warning("passages are not scanned: %s", error)
+        yield options
+        return
+    try:
+        yield replace(options, scorer=scorer)
+    finally:
+        if own is not encoder:
+            own.close()
 
 
 def _embedding(settings: Settings, ray: RayPool | None) -> "Embedding | None":

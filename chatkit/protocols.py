@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from chatkit.conversation import Conversation
 from chatkit.encoders import Embedder as Embedder
@@ -19,6 +19,7 @@ from chatkit.types import (
     Owner,
     Passage,
     SamplingParams,
+    Scores,
     Turn,
     TurnStatus,
     Usage,
@@ -105,17 +106,39 @@ class LanguageModel(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """Scores text and decides nothing. What cannot say returns `unavailable=True` or raises; either is not safe."""
+
+    async def score(
+        self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
+    ) -> Scores:
+        """Score `text`.
+
+        Args:
+            text: what is scored, whole and of any length.
+            direction: which side of the turn it is on.
+            before: text already released just before it, read for context but not scored alone.
+            history: what the user and the assistant said before in turn, oldest first, the user's first; bounded.
+        """
+        ...
+
+
 class Moderator(Protocol):
     """Judges text. A check that cannot run returns `unavailable=True` or raises; either counts as not safe."""
 
-    async def check(self, text: str, *, direction: Direction, before: str = "") -> ModerationResult:
-        """Judge `text`.
+    async def check(
+        self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
+    ) -> ModerationResult:
+        """Judge `text`; see `Scorer.score` for the arguments. The policy may differ by direction."""
+        ...
 
-        Args:
-            text: what is judged, of any length.
-            direction: which side of the turn it is on; the policy may differ.
-            before: text already released just before it, read for context but not judged alone.
-        """
+
+@runtime_checkable
+class JudgesScores(Protocol):
+    """A moderator that can also judge what was scored before."""
+
+    def judge(self, found: Scores, text: str, *, direction: Direction) -> ModerationResult:
+        """Judge `text` by the scores that it has."""
         ...
 
 

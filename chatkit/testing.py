@@ -100,7 +100,9 @@ class KeywordModerator:
         self.broken = broken
         self.checked: list[tuple[Direction, str]] = []
 
-    async def check(self, text: str, *, direction: Direction, before: str = "") -> ModerationResult:
+    async def check(
+        self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
+    ) -> ModerationResult:
         """Judge by keyword, `before` included."""
         if self._delay:
             await asyncio.sleep(self._delay)

@@ -5,22 +5,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from chatkit.errors import InvalidRequest
+from chatkit.verdicts import ACTIONS as ACTIONS
+from chatkit.verdicts import CATEGORIES as CATEGORIES
+from chatkit.verdicts import HARM as HARM
+from chatkit.verdicts import LABELS as LABELS
+from chatkit.verdicts import REFUSALS as REFUSALS
+from chatkit.verdicts import Action as Action
+from chatkit.verdicts import Direction as Direction
+from chatkit.verdicts import ModerationResult as ModerationResult
+from chatkit.verdicts import Scores as Scores
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "deadline", "content_filter", "aborted"]
 TurnStatus = Literal["pending", "complete", "aborted", "blocked"]
-Direction = Literal["input", "output", "passage"]
-Action = Literal["allow", "annotate", "refuse"]
-
-# The five OpenChatKit labels, from harmless to grave. They are rater votes, not severities of harm.
-LABELS = (
-    "casual",
-    "possibly needs caution",
-    "probably needs caution",
-    "needs caution",
-    "needs intervention",
-)
-
 
 # What a client may call a session or a request; ids that begin with `s-` are the server's own. DESIGN §2.15.
 _CLIENT_ID = re.compile(r"[A-Za-z0-9._~:@-]{8,128}")
@@ -70,6 +67,7 @@ class Passage:
         text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
         page: from 1; 0 where the format has no pages.
         document: id of the document within its source: the source, or "SOURCE#ROW" where one file holds many.
+        risks: category → score pairs, as moderation scored `text` when the index was built; empty where it did not.
     """
 
     id: str
@@ -83,6 +81,7 @@ class Passage:
     text_hash: str = ""
     page: int = 0
     document: str = ""
+    risks: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,26 +207,6 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class ModerationResult:
-    """What one check said.
-
-    Attributes:
-        flagged: the policy refuses this text.
-        label: one of LABELS; None when the check could not run.
-        scores: category → probability in 0..1.
-        unavailable: the check could not run; never to be read as safe.
-    """
-
-    flagged: bool
-    action: Action = "allow"
-    label: str | None = "casual"
-    category: str | None = None
-    scores: dict[str, float] = field(default_factory=dict)
-    unavailable: bool = False
-    model: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens as the model's own tokenizer counts them."""
 
@@ -335,6 +314,22 @@ class Citation:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """A passage that was found and that moderation kept from the prompt, or let in as a quotation only.
+
+    Attributes:
+        category, label: of the verdict, as in ModerationResult.
+        unavailable: it could not be checked.
+    """
+
+    passage_id: str
+    action: Literal["dropped", "quoted"]
+    category: str | None = None
+    label: str | None = None
+    unavailable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The turn is stored and this is its result.
 
@@ -346,6 +341,8 @@ class Reply:
         dropped_turns: how many of the oldest turns the prompt leaves out. Of those too old to be loaded every number
             counts, also of a turn that had no answer.
         dropped_passages: how many of the passages found did not fit it, the worst ones.
+        withheld: passages that moderation dropped, or let in as quotations, and why.
+        feedback: of a refusal, a token by which a user may report it as wrong; "" where nobody takes reports.
         replayed: the answer comes from the store, the request was a repeat.
     """
 
@@ -362,6 +359,8 @@ class Reply:
     moderation_output: ModerationResult | None = None
     dropped_turns: int = 0
     dropped_passages: int = 0
+    withheld: tuple[Withheld, ...] = ()
+    feedback: str = ""
     replayed: bool = False
 
 

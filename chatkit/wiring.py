@@ -13,6 +13,7 @@ from chatkit import retrieving
 from chatkit.citations import Attributor
 from chatkit.engines import open_model, use_of_passages
 from chatkit.errors import ConfigError, ModelError
+from chatkit.feedback import Feedback
 from chatkit.planning import ServiceOptions
 from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionStore
 from chatkit.retrieving import OpenRetriever
@@ -21,6 +22,8 @@ from chatkit.settings import Settings
 
 if TYPE_CHECKING:
     from chatkit.models.sources import Listed, Pulled
+    from chatkit.moderation.passages import PassageScores
+    from chatkit.moderation.policy import Policy
     from chatkit.moderation.train import TrainReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
@@ -61,9 +64,11 @@ async def build_service(
             source_prompt=source_prompt,
             source_sentences=source_sentences,
             min_ratio=settings.min_ratio,
-            refusal=settings.refusal,
+            refusal=settings.refusal or ServiceOptions().refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
+            check_timeout_s=settings.check_timeout_s,
+            passage_check=settings.passage_check,
             deadline_s=settings.deadline_s,
             history_turns=settings.history_turns,
         )
@@ -81,6 +86,7 @@ async def build_service(
             embedders=embedders,
             archive=store,
             options=options,
+            feedback=Feedback(settings.feedback_file) if settings.feedback else None,
             resources=resources,
         )
 
@@ -278,10 +284,38 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
 
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
     """Open the embedded head under the policy that the settings name."""
-    from chatkit.moderation import policy
-    from chatkit.moderation.head import HeadModerator
+    from chatkit.moderation.head import HeadScorer
+    from chatkit.moderation.moderator import PolicyModerator
 
-    return HeadModerator(encoder, None, policy.named(settings.policy))
+    policy = read_policy(settings.policy)
+    if settings.refusal:
+        policy = replace(policy, texts=policy.texts.saying(settings.refusal))
+    return PolicyModerator(HeadScorer(encoder, None), policy, encoder=encoder)
+
+
+def open_passage_scores(settings: Settings, shared: "SentenceEncoder") -> "tuple[PassageScores, SentenceEncoder]":
+    """Open what scores the passages of an index, and the encoder that it goes by: `shared`, or one beside it.
+
+    Raises:
+        ModelError: the head needs another encoder, which was not pulled.
+    """
+    from chatkit.moderation.head import TOLD, HeadScorer
+    from chatkit.moderation.passages import PassageScores
+
+    encoder = moderation_encoder(settings, shared if settings.encoder_precision != "int8" else None)
+    scorer = HeadScorer(encoder, None)
+    return PassageScores(scorer, TOLD, scorer.version), encoder
+
+
+def read_policy(name: str) -> "Policy":
+    """Return the moderation policy of that name or file.
+
+    Raises:
+        ConfigError: there is none, or the file has a fault.
+    """
+    from chatkit.moderation import policy_files
+
+    return policy_files.named(name)
 
 
 def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: Any) -> "TrainReport":

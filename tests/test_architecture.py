@@ -19,6 +19,7 @@ ROOT = Path(chatkit.__file__).resolve().parent
 MODULES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
     "chatkit.types": 0,
+    "chatkit.verdicts": 0,
     "chatkit.errors": 0,
     "chatkit.protocols": 1,
     "chatkit.retrievers": 1,
@@ -32,9 +33,12 @@ LAYERS = {
     "chatkit.prompts": 1,
     "chatkit.stopping": 1,
     "chatkit.release": 1,
+    "chatkit.windows": 1,
     "chatkit.session_lines": 1,
     "chatkit.turns": 1,
     "chatkit.unstored": 1,
+    "chatkit.checking": 2,
+    "chatkit.feedback": 1,
     "chatkit.planning": 2,
     "chatkit.service": 2,
     "chatkit.models": 3,

@@ -138,10 +138,10 @@ async def test_unchecked_input_is_refused_unless_the_operator_allows_it_and_outp
     assert (await stored(refused))[0].label == "unavailable"
 
     class InputDown(KeywordModerator):
-        async def check(self, text, *, direction, before=""):
+        async def check(self, text, *, direction, before="", history=()):
             if direction == "input":
                 raise ValueError("no head")
-            return await super().check(text, direction=direction, before=before)
+            return await super().check(text, direction=direction, before=before, history=history)
 
     allowed = service_with(["Hi."], moderator=InputDown(), refuse_unchecked_input=False)
     assert (await allowed.reply(ask())).text == "Hi."

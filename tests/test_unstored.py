@@ -81,13 +81,13 @@ async def test_a_long_history_is_checked_a_few_messages_at_a_time() -> None:
     running, most = 0, 0
 
     class Counting(KeywordModerator):
-        async def check(self, text, *, direction, before=""):
+        async def check(self, text, *, direction, before="", history=()):
             nonlocal running, most
             running += 1
             most = max(most, running)
             await asyncio.sleep(0)
             running -= 1
-            return await super().check(text, direction=direction, before=before)
+            return await super().check(text, direction=direction, before=before, history=history)
 
     moderator = Counting()
     service = service_with(["Hi."], moderator=moderator)

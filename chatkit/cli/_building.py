@@ -15,7 +15,7 @@ KINDS = ("flat", "sq8", "hnsw_sq8", "ivf_sq8", "ivf_rabitq")
 
 # Seconds between two lines of a stage that goes on.
 _LINE_EVERY_S = 30.0
-_WORDS = {"read": "read", "cut": "cut", "embed": "embedded", "write": "wrote"}
+_WORDS = {"read": "read", "cut": "cut", "embed": "embedded", "score": "scanned", "write": "wrote"}
 
 
 def vector_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +102,7 @@ class Bar:
         done, total = _of(progress)
         tenth = 10 * done // total if total else 0
         late = time.monotonic() - self._told >= _LINE_EVERY_S
-        if not late and (progress.stage != "embed" or tenth <= self._tenth):
+        if not late and (progress.stage not in ("embed", "score") or tenth <= self._tenth):
             return
         self._tenth, self._told = tenth, time.monotonic()
         click.echo(_line(progress), err=True)

@@ -105,6 +105,7 @@ def gc(name: str, as_json: bool, config: str | None, flags: dict[str, Any]) -> N
 @click.argument("folders", nargs=-1, required=True, metavar="FOLDER...", type=click.Path(path_type=Path))
 @click.option("--name", required=True, help="Name of the index.")
 @vector_options
+@click.option("--scan/--no-scan", default=True, help="Let moderation score each passage, for policies to go by.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @setting_options(
     *("home", "models_dir", "profile", "threads", "keep_versions"),
@@ -115,6 +116,7 @@ def merge(
     name: str,
     vectors: str,
     recall: float,
+    scan: bool,
     as_json: bool,
     config: str | None,
     flags: dict[str, Any],
@@ -131,7 +133,7 @@ def merge(
 
     with Bar(sys.stderr.isatty()) as bar:
         report = indexing.merge_index(
-            _settings(config, flags), folders, name=name, vectors=vectors, recall=recall, progress=bar
+            _settings(config, flags), folders, name=name, vectors=vectors, recall=recall, progress=bar, scan=scan
         )
     click.echo(summary(report), err=True)
     if as_json:

@@ -28,6 +28,7 @@ _MOST_LISTED = 20
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the shards.")
 @click.option("--already-split", is_flag=True, help="The sources given are those of this shard alone.")
 @ray_options
+@click.option("--scan/--no-scan", default=True, help="Let moderation score each passage, for policies to go by.")
 @click.option("--allow-web", is_flag=True, help="Take web addresses as sources too: one page each, public hosts only.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON on stdout.")
 @setting_options(
@@ -44,6 +45,7 @@ def prepare_index(
     out: Path | None,
     already_split: bool,
     ray: indexing.RayPool | None,
+    scan: bool,
     allow_web: bool,
     as_json: bool,
     config: str | None,
@@ -71,7 +73,7 @@ def prepare_index(
         return
     pages, files = split_web(made_from.sources, allowed=allow_web)
     entries = (*made_from.entries(), *pages)
-    asked = indexing.Asked(files, entries, made_from.chunking, vectors, recall, ray)
+    asked = indexing.Asked(files, entries, made_from.chunking, vectors, recall, ray, scan)
     report: Any
     with Bar(sys.stderr.isatty()) as bar:
         if shard is not None and out is not None:

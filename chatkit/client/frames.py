@@ -10,6 +10,8 @@ from typing import Any, get_args
 
 from chatkit import errors
 from chatkit.types import (
+    ACTIONS,
+    REFUSALS,
     Citation,
     Error,
     Event,
@@ -22,6 +24,7 @@ from chatkit.types import (
     TextDelta,
     TurnStarted,
     Usage,
+    Withheld,
 )
 
 # What a session or a request may be called; an id goes back into commands that people copy.
@@ -79,6 +82,8 @@ def reply_of(table: Mapping[str, Any]) -> Reply:
         moderation_output=_verdict(moderation.get("output")),
         dropped_turns=_number(table, "dropped_turns"),
         dropped_passages=_number(table, "dropped_passages"),
+        withheld=tuple(_withheld(_table(one)) for one in _list(table, "withheld")),
+        feedback=_text(moderation, "feedback", ""),
         replayed=table.get("replayed") is True,
     )
 
@@ -106,16 +111,18 @@ def _verdict(value: object) -> ModerationResult | None:
         return None
     table = _table(value)
     action = table.get("action")
-    if action not in ("allow", "annotate", "refuse"):
+    if action not in ACTIONS:
         raise BadFrame(f"action {action!r:.40}")
     return ModerationResult(
-        flagged=action == "refuse",
+        flagged=action in REFUSALS,
         action=action,
         label=_optional_text(table, "label"),
         category=_optional_text(table, "category"),
         scores=_numbers(table, "scores"),
+        levels=_numbers(table, "levels"),
         unavailable=table.get("unavailable") is True,
         model=_text(table, "model", ""),
+        version=_text(table, "version", ""),
     )
 
 
@@ -124,6 +131,19 @@ def _passages(table: Mapping[str, Any]) -> tuple[Passage, ...]:
     if not isinstance(sources, list):
         raise BadFrame(f"sources {sources!r:.40}")
     return tuple(_passage(_table(source)) for source in sources)
+
+
+def _withheld(told: Mapping[str, Any]) -> Withheld:
+    action = told.get("action")
+    if action not in ("dropped", "quoted"):
+        raise BadFrame(f"withheld action {action!r:.40}")
+    return Withheld(
+        passage_id=_text(told, "id"),
+        action=action,
+        category=_optional_text(told, "category"),
+        label=_optional_text(told, "label"),
+        unavailable=told.get("unavailable") is True,
+    )
 
 
 def _citation(told: Mapping[str, Any]) -> Citation:

@@ -28,6 +28,22 @@ def recall_at(rate: float, positive: npt.ArrayLike, negative: npt.ArrayLike) -> 
     return float(np.mean(np.asarray(positive) > ranked[int(rate * len(ranked))]))
 
 
+def best_f1(truth: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+    """Return the highest F1 that a threshold gives."""
+    y, s = _sorted(truth, scores)
+    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)
+    return float(np.max(2 * np.cumsum(y)[last] / (last + 1 + y.sum())))
+
+
+def operating_points(truth: npt.ArrayLike, scores: npt.ArrayLike) -> list[tuple[float, float]]:
+    """Return (share of negatives, share of positives) over each threshold, from the highest score down."""
+    y, s = _sorted(truth, scores)
+    last = np.append(np.flatnonzero(np.diff(s)), len(s) - 1)
+    found = np.cumsum(y)[last]
+    taken = last + 1 - found
+    return [(0.0, 0.0), *zip((taken / max(taken[-1], 1)).tolist(), (found / max(found[-1], 1)).tolist(), strict=True)]
+
+
 def agreement(truth: npt.ArrayLike, said: npt.ArrayLike, kinds: int) -> dict[str, float]:
     """Return accuracy, macro-F1 and quadratically weighted kappa (Cohen 1968) of ordered kinds 0..kinds-1."""
     table = np.zeros((kinds, kinds))

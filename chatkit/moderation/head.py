@@ -7,21 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from chatkit.errors import BrokenModel, ConfigError
-from chatkit.moderation.features import clean
-from chatkit.moderation.network import RETRAIN, Floats, load_network
-from chatkit.moderation.policy import CATEGORIES, Policy
+from chatkit.moderation.network import RETRAIN, SCORED, Floats, load_network
+from chatkit.moderation.normalise import normalised
 from chatkit.protocols import Encoder
 from chatkit.release import overlapping_windows
-from chatkit.types import LABELS, Direction, ModerationResult
+from chatkit.types import LABELS, Direction, Scores
 
 WEIGHTS = Path(__file__).parent / "weights" / "head.safetensors"
+# What is told of the scores: "orders" is a part of "injection" in a passage, and of no account elsewhere.
+TOLD = tuple(name for name in SCORED if name != "orders")
 # Windows whose vectors are kept: the long answers of about a hundred open turns, 7 MiB at 384 numbers.
 CACHED_WINDOWS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """What is kept of one window: its (D,) vector, and (13,) logits from the words alone and in all."""
+    """What is kept of one window: its (D,) vector, and (15,) logits from the words alone and in all."""
 
     vector: Floats
     words: Floats
@@ -37,20 +38,19 @@ def fitted_on(weights: Path | None = None) -> str:
     return str(load_network(weights or WEIGHTS)[1]["encoder"])
 
 
-class HeadModerator:
-    """Judges each window of a text, and of several also their mean; the highest score of each category counts.
+class HeadScorer:
+    """Scores each window of a text, and of several also their mean; the highest score of each category counts.
 
     Args:
         encoder: what the vectors come from; must be the one the weights were fitted on.
         weights: a file written by `chatkit moderation train`; None takes the one that is shipped.
-        policy: turns scores into label and action.
 
     Raises:
         ModelError: the weights cannot be read, or (BrokenModel) are damaged.
         ConfigError: the weights were fitted on another encoder.
     """
 
-    def __init__(self, encoder: Encoder, weights: Path | None, policy: Policy) -> None:
+    def __init__(self, encoder: Encoder, weights: Path | None) -> None:
         path = weights or WEIGHTS
         self._network, meta = load_network(path)
         if meta["encoder"] != encoder.fingerprint:
@@ -59,15 +59,23 @@ class HeadModerator:
                 f"but the encoder is {encoder.fingerprint!r}; {RETRAIN}"
             )
         self._encoder = encoder
-        self._policy = policy
         self._windows: OrderedDict[str, _Window] = OrderedDict()
         self.model = f"head-{meta['digest'][:8]}"
+        self.version = str(meta["digest"])
 
-    async def check(self, text: str, *, direction: Direction, before: str = "") -> ModerationResult:
-        """Judge `text`; only windows that were not seen lately are encoded, all of them in one call."""
-        units = [unit for window in overlapping_windows(text, before) if (unit := clean(window))]
+    async def score(
+        self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
+    ) -> Scores:
+        """Score `text`; only windows that were not seen lately are encoded, all of them in one call.
+
+        A message is judged alone, and its beginning behind the end of the user's message before it as well.
+        """
+        units = [unit for window in overlapping_windows(text, before) if (unit := normalised(window))]
+        if direction == "input" and len(history) > 1 and units:
+            units.append(normalised(overlapping_windows(text, history[-2] + " ")[0]))
         if not units:
-            return ModerationResult(flagged=False, scores=dict.fromkeys(CATEGORIES, 0.0), model=self.model)
+            calm = {label: float(label == LABELS[0]) for label in LABELS}
+            return Scores(dict.fromkeys(TOLD, 0.0), calm, model=self.model, version=self.version)
         known = await self._judge(list(dict.fromkeys(units)))
         logits = np.stack([known[unit].logits for unit in units])
         if len(units) > 1:
@@ -75,7 +83,7 @@ class HeadModerator:
             mean /= max(float(np.linalg.norm(mean)), 1e-6)
             words = np.mean([known[unit].words for unit in units], axis=0)
             logits = np.vstack([logits, self._network.from_vectors(mean[None]) + words])
-        return self._result(logits, direction)
+        return self._scores(logits, direction)
 
     async def _judge(self, units: list[str]) -> dict[str, _Window]:
         """Return what is known of each of the distinct `units`, encoding those that are new."""
@@ -99,18 +107,15 @@ class HeadModerator:
                 self._windows.popitem(last=False)
         return known
 
-    def _result(self, logits: Floats, direction: Direction) -> ModerationResult:
-        """Return what the policy says of (n, 13) logits; the gravest row gives the label probabilities."""
-        scores = dict(zip(CATEGORIES, self._network.scores(logits).max(axis=0).tolist(), strict=True))
+    def _scores(self, logits: Floats, direction: Direction) -> Scores:
+        """Return the highest score of each category in (n, 15) logits; the gravest row gives the levels.
+
+        Nobody but a reader of the index asks anything of a passage, so any order to a model is an injection there.
+        """
+        scores = dict(zip(SCORED, self._network.scores(logits).max(axis=0).tolist(), strict=True))
+        if direction == "passage":
+            scores["injection"] = max(scores["injection"], scores["orders"])
         rows = self._network.levels(logits)
         gravest = rows[int(np.argmax(rows @ np.arange(len(LABELS))))]
         levels = dict(zip(LABELS, gravest.tolist(), strict=True))
-        verdict = self._policy.decide(scores, levels, direction)
-        return ModerationResult(
-            flagged=verdict.action == "refuse",
-            action=verdict.action,
-            label=verdict.label,
-            category=verdict.category,
-            scores={**scores, **levels},
-            model=self.model,
-        )
+        return Scores({name: scores[name] for name in TOLD}, levels, model=self.model, version=self.version)

@@ -11,19 +11,34 @@ import numpy as np
 import numpy.typing as npt
 
 from chatkit.errors import BrokenModel, ModelError
-from chatkit.moderation.features import BUCKETS, hashed_words
-from chatkit.moderation.policy import CATEGORIES
+from chatkit.moderation.features import BUCKETS, hashed_terms
 from chatkit.types import LABELS
 
 Floats = npt.NDArray[np.float32]
 
 # Raised whenever tensors, features or clean-up change, so that no code reads weights fitted for other code.
-FORMAT = 1
-OUTPUTS = len(CATEGORIES) + len(LABELS)
+FORMAT = 2
+# What the head scores. "harm" is the overall judgement, which the most texts teach; the others say which kind it is.
+# "injection" sets a model's instructions aside; "orders" are any to a model, which in a passage are one as well.
+SCORED = (
+    "harm",
+    "hate",
+    "harassment",
+    "violence",
+    "self_harm",
+    "sexual",
+    "illicit",
+    "injection",
+    "profanity",
+    "orders",
+)
+OUTPUTS = len(SCORED) + len(LABELS)
 # All metadata is one key: with several, their order in the file would differ from run to run.
 _KEY = "chatkit"
 # Tensors that are kept as float32; the others lose nothing that matters as float16.
-_EXACT = ("scale", "shift")
+_EXACT = ("kernel", "base", "scale", "shift")
+# Of the network in the five labels, beside the kernel regression: it knows better what everyday text is.
+NETWORK_SHARE = 0.4
 RETRAIN = "fit it again with: chatkit moderation train --data DIR"
 
 
@@ -33,9 +48,11 @@ class Network:
 
     Attributes:
         hidden: (D, H); hidden_bias: (H,).
-        output: (H, 13), already divided by the number of members; output_bias: (13,).
-        words: (BUCKETS, 8), for the categories only.
-        scale, shift: (8,), calibration: score = sigmoid(scale · logit + shift).
+        output: (H, 15), already divided by the number of members; output_bias: (15,).
+        words: (BUCKETS, 15).
+        direct: (D, 15), straight from vectors to logits.
+        centres: (M, D) vectors of texts with votes; kernel: (M, 5) what each says of the labels; base: (5,) their mean.
+        scale, shift: (10,), calibration: score = sigmoid(scale · logit + shift).
     """
 
     hidden: Floats
@@ -43,35 +60,48 @@ class Network:
     output: Floats
     output_bias: Floats
     words: Floats
+    direct: Floats
+    centres: Floats
+    kernel: Floats
+    base: Floats
     scale: Floats
     shift: Floats
 
     def from_vectors(self, vectors: Floats) -> Floats:
-        """Return (n, 13) logits of (n, D) unit vectors: the categories, then the five labels."""
+        """Return (n, 15) logits of (n, D) unit vectors: the categories, then the five labels."""
         active = np.maximum(vectors @ self.hidden + self.hidden_bias, 0.0)
-        logits: Floats = active @ self.output + self.output_bias
+        logits: Floats = active @ self.output + self.output_bias + vectors @ self.direct
+        voted = np.maximum(self.base + kernel(vectors, self.centres) @ self.kernel, 1e-3)
+        voted /= voted.sum(axis=1, keepdims=True)
+        mixed = NETWORK_SHARE * self.levels(logits) + (1 - NETWORK_SHARE) * voted
+        logits[:, len(SCORED) :] = np.log(np.maximum(mixed, 1e-6))
         return logits
 
     def from_words(self, text: str) -> Floats:
-        """Return (13,) logits that the words of a cleaned text add; long texts count no more than short ones."""
-        logits = np.zeros(OUTPUTS, np.float32)
-        buckets = hashed_words(text)
-        if buckets.size:
-            logits[: len(CATEGORIES)] = self.words[buckets].sum(axis=0) / np.sqrt(buckets.size)
+        """Return (15,) logits that the words of a normalised text add; long texts count no more than short ones."""
+        buckets, shares = hashed_terms(text)
+        logits: Floats = shares @ self.words[buckets]
+        logits[len(SCORED) :] = 0  # the five labels go by the vectors alone
         return logits
 
     def scores(self, logits: Floats) -> Floats:
-        """Return (n, 8) calibrated category scores of (n, 13) logits."""
-        raw = self.scale * logits[:, : len(CATEGORIES)] + self.shift
+        """Return (n, 10) calibrated category scores of (n, 15) logits."""
+        raw = self.scale * logits[:, : len(SCORED)] + self.shift
         scores: Floats = 1.0 / (1.0 + np.exp(-np.clip(raw, -30.0, 30.0)))
         return scores
 
     def levels(self, logits: Floats) -> Floats:
         """Return (n, 5) probabilities of the five labels."""
-        raw = logits[:, len(CATEGORIES) :]
+        raw = logits[:, len(SCORED) :]
         weights = np.exp(raw - raw.max(axis=1, keepdims=True))
         levels: Floats = weights / weights.sum(axis=1, keepdims=True)
         return levels
+
+
+def kernel(vectors: Floats, centres: Floats) -> Floats:
+    """Return (n, M): how near each unit vector is to each centre, 1 where they are the same."""
+    near: Floats = np.exp(2 * (vectors @ centres.T) - 2)
+    return near
 
 
 def save_network(path: Path, network: Network, described: dict[str, Any]) -> None:
@@ -84,7 +114,7 @@ def save_network(path: Path, network: Network, described: dict[str, Any]) -> Non
     }
     meta = {
         "format": FORMAT,
-        "categories": list(CATEGORIES),
+        "categories": list(SCORED),
         "labels": list(LABELS),
         "digest": _digest(tensors),
         **described,
@@ -123,8 +153,8 @@ def _fault(meta: Any, tensors: dict[str, npt.NDArray[Any]]) -> str | None:
         return "their metadata is missing"
     if meta["format"] != FORMAT:
         return f"their format is {meta['format']!r}, expected {FORMAT}"
-    if (meta.get("categories"), meta.get("labels")) != (list(CATEGORIES), list(LABELS)):
-        return f"they score {meta.get('categories')!r}, expected {list(CATEGORIES)!r}"
+    if (meta.get("categories"), meta.get("labels")) != (list(SCORED), list(LABELS)):
+        return f"they score {meta.get('categories')!r}, expected {list(SCORED)!r}"
     if tensors.keys() != {spec.name for spec in fields(Network)}:
         return f"they hold {sorted(tensors)!r}, expected {sorted(spec.name for spec in fields(Network))!r}"
     if meta["digest"] != _digest(tensors):
@@ -135,9 +165,13 @@ def _fault(meta: Any, tensors: dict[str, npt.NDArray[Any]]) -> str | None:
         "hidden_bias": (units,),
         "output": (units, OUTPUTS),
         "output_bias": (OUTPUTS,),
-        "words": (BUCKETS, len(CATEGORIES)),
-        "scale": (len(CATEGORIES),),
-        "shift": (len(CATEGORIES),),
+        "words": (BUCKETS, OUTPUTS),
+        "direct": (meta["dim"], OUTPUTS),
+        "centres": (len(tensors["kernel"]), meta["dim"]),
+        "kernel": (len(tensors["kernel"]), len(LABELS)),
+        "base": (len(LABELS),),
+        "scale": (len(SCORED),),
+        "shift": (len(SCORED),),
     }
     for name, shape in expected.items():
         if tensors[name].shape != shape or not np.isfinite(tensors[name]).all():

@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from chatkit.errors import ConfigError
-from chatkit.moderation.features import clean
-from chatkit.moderation.policy import CATEGORIES
+from chatkit.moderation import orders
+from chatkit.moderation.network import SCORED
+from chatkit.moderation.normalise import normalised
 from chatkit.release import overlapping_windows, tail
 from chatkit.types import LABELS
 
 # Part of every hold-out key: changing it draws other held-out rows.
 SEED = 20240607
-BENIGN: Mapping[str, float] = dict.fromkeys(CATEGORIES, 0.0)
+BENIGN: Mapping[str, float] = dict.fromkeys(SCORED, 0.0)
+# Texts of these sets are themselves orders to a model, or hold some: whether a document may say them is left open.
+PROMPTS = ("ailuminate", "harmbench", "strongreject", "advbench", "catqa", "harmfulqa", "self-instruct", "mt-bench")
+# Texts in which nobody looked for injections, or whose form is that of one: a request is no injection, and an injection
+# makes one. What requests may score is for calibration to say.
+UNASKED = (*PROMPTS, "benign", "orders", "prosocial", "davidson", "wiki-toxicity", "surge-toxicity", "diasafety")
+# Everyday sets of which a fifth, by dialogue, counts false refusals; weights/benign_split.txt lists it.
+SPLIT = ("topical-chat", "gsm8k", "mt-bench")
+SPLIT_FILE = Path(__file__).parent / "weights" / "benign_split.txt"
 # A moderator sees windows of at most 300 characters; of a longer text only the beginning is learned from.
 LONGEST = 480
 # How many harmful texts are also learned with harmless words before them.
@@ -82,11 +91,13 @@ def _csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def _json_lines(path: Path) -> list[Any]:
+def read_json_lines(path: Path) -> list[Any]:
+    """Return the objects of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -97,10 +108,10 @@ def _sample(rows: Iterable[Row], most: int) -> list[Row]:
 
 
 def _prosocial(folder: Path) -> Iterator[Row]:
-    for n, item in enumerate(_json_lines(folder / "prosocial" / "prosocial_first_turns_4999.jsonl")):
+    for n, item in enumerate(read_json_lines(folder / "prosocial" / "prosocial_first_turns_4999.jsonl")):
         levels = _level(item["label"])
         harm = sum(weight * value for weight, value in zip(levels, LEVEL_HARM, strict=True))
-        targets = dict(BENIGN) if levels == CASUAL else {"harm": harm}
+        targets = dict(BENIGN) if levels == CASUAL else {"harm": harm, "injection": 0.0, "orders": 0.0}
         yield Row(item["text"], "prosocial", str(n), targets, levels)
 
 
@@ -134,7 +145,7 @@ def _diasafety(folder: Path) -> Iterator[Row]:
         "Biased Opinion": {"harm": 1.0, "hate": 1.0, "self_harm": 0.0, "illicit": 0.0},
     }
     rows = []
-    for n, item in enumerate(_json(folder / "diasafety" / "train.json")):
+    for n, item in enumerate(read_json(folder / "diasafety" / "train.json")):
         if item["label"] == "Safe" and item["category"] in ("Offending User", "Unauthorized Expertise"):
             rows.append(Row(item["response"], "diasafety", str(n), BENIGN))
         elif item["label"] == "Unsafe" and item["category"] in unsafe:
@@ -207,12 +218,12 @@ _QUESTIONS = {
 
 
 def _red_instruct(folder: Path) -> Iterator[Row]:
-    for subject, topics in _json(folder / "red-instruct" / "catqa_english.json").items():
+    for subject, topics in read_json(folder / "red-instruct" / "catqa_english.json").items():
         for topic, questions in topics.items():
             targets = _only("self_harm", "violence") if topic == "Self-harm" else _QUESTIONS.get(subject)
             if targets:
                 yield from (Row(q, "catqa", f"{topic}/{n}", targets) for n, q in enumerate(questions))
-    tree = _json(folder / "red-instruct" / "harmfulqa.json")
+    tree = read_json(folder / "red-instruct" / "harmfulqa.json")
     rows = [
         Row(question, "harmfulqa", f"{topic}/{n}", {"harm": 0.9})
         for topics in tree.values()
@@ -224,26 +235,25 @@ def _red_instruct(folder: Path) -> Iterator[Row]:
 
 def _benign(folder: Path) -> Iterator[Row]:
     """Yield chat, problems with solutions, and instructions with answers, cut as a moderator would see them."""
-    chats = _json(folder / "topical-chat" / "valid_freq.json")
-    yield from _sample(
-        (
-            Row(t["message"], "topical-chat", name, BENIGN, EVERYDAY_CASUAL)
-            for name, d in chats.items()
-            for t in d["content"]
-        ),
-        3000,
-    )
-    problems = _json_lines(folder / "gsm8k" / "test.jsonl")
+    chats = read_json(folder / "topical-chat" / "valid_freq.json")
+    said = [
+        Row(t["message"], "topical-chat", name, BENIGN, EVERYDAY_CASUAL)
+        for name, d in chats.items()
+        for t in d["content"]
+    ]
+    yield from (row for row in said if part(row) == "held_out")
+    yield from _sample((row for row in said if part(row) != "held_out"), 2400)
+    problems = read_json_lines(folder / "gsm8k" / "test.jsonl")
     yield from _sample(
         _cut("gsm8k", ((str(n), p["question"] + "\n" + p["answer"]) for n, p in enumerate(problems))), 2000
     )
-    tasks = _json_lines(folder / "self-instruct" / "seed_tasks.jsonl")
-    tasks += _json_lines(folder / "self-instruct" / "user_oriented_instructions.jsonl")
+    tasks = read_json_lines(folder / "self-instruct" / "seed_tasks.jsonl")
+    tasks += read_json_lines(folder / "self-instruct" / "user_oriented_instructions.jsonl")
     texts = [
         (t["id"], "\n".join([t["instruction"], t["instances"][0]["input"], t["instances"][0]["output"]])) for t in tasks
     ]
     yield from _sample(_cut("self-instruct", texts), 1600)
-    questions = _json_lines(folder / "mt-bench" / "question.jsonl")
+    questions = read_json_lines(folder / "mt-bench" / "question.jsonl")
     yield from _cut("mt-bench", ((str(q["question_id"]), turn) for q in questions for turn in q["turns"]))
 
 
@@ -268,6 +278,25 @@ def _own() -> Iterator[Row]:
     yield from (Row(text, "benign", group, BENIGN, EVERYDAY_CASUAL) for group, text in texts)
 
 
+def _orders(folder: Path) -> Iterator[Row]:
+    """Yield injections, orders that a document has no reason to give, and harmless sentences with their words."""
+    parts = orders.read_own(orders.OWN)
+    targets: dict[str, Mapping[str, float]] = {
+        "injections": {"injection": 1.0, "orders": 1.0},
+        "orders": {**BENIGN, "orders": 1.0},
+        "plain": BENIGN,
+    }
+    for section, known in targets.items():
+        for form, text in orders.sentences(parts, section, _draw):
+            yield Row(text, section, form, known, EVERYDAY_CASUAL if section == "plain" else ())
+    counted = [text for text, _ in orders.public(folder, "test")]
+    for n, (text, label) in enumerate(orders.apart(orders.public(folder, "train"), counted)):
+        if label:
+            yield Row(text, "deepset", str(n), {"injection": 1.0, "orders": 1.0})
+        else:
+            yield Row(text, "deepset", str(n), {"injection": 0.0, "harm": 0.0})
+
+
 def read_rows(folder: Path) -> list[Row]:
     """Return every row to fit on or to hold out, each text once, cleaned and cut to LONGEST characters.
 
@@ -276,13 +305,16 @@ def read_rows(folder: Path) -> list[Row]:
     """
     rows: dict[str, Row] = {}
     try:
-        for read in READERS:
-            for row in read(folder):
-                text = clean(row.text)[:LONGEST]
-                if text:
-                    rows.setdefault(key(text), replace(row, text=text))
-        for name in [key(text) for texts in measured(folder).values() for text, _ in texts]:
-            rows.pop(name, None)
+        found = [row for read in READERS for row in read(folder)]
+        found.sort(key=lambda row: part(row) != "held_out")  # of two copies the one that is held out stays
+        for row in found:
+            text = normalised(row.text)[:LONGEST]
+            if text:
+                rows.setdefault(key(text), replace(row, text=text, targets=_known(row)))
+        for text in [text for texts in (*measured(folder).values(), measured_orders(folder)) for text, _ in texts]:
+            rows.pop(key(normalised(text)[:LONGEST]), None)
+        counted = {digest for digests in read_split().values() for digest in digests}
+        rows = {k: row for k, row in rows.items() if part(row) == "held_out" or digest_of(row.text) not in counted}
     except OSError as error:
         raise ConfigError(f"{str(folder)!r} lacks a set: {error}; docs/moderation.md lists them") from error
     except (KeyError, IndexError, ValueError, TypeError) as error:
@@ -292,17 +324,37 @@ def read_rows(folder: Path) -> list[Row]:
     return [*rows.values(), *_in_context(list(rows.values()))]
 
 
+def read_split() -> dict[str, list[str]]:
+    """Return the committed split: "source/group" → the digests of its texts."""
+    lines = [line.split("\t") for line in SPLIT_FILE.read_text(encoding="utf-8").splitlines() if line[:2] != "# "]
+    return {group: digests.split() for group, digests in lines}
+
+
+def digest_of(text: str) -> str:
+    """Return the beginning of the SHA-256 of what all copies of a text have in common."""
+    return hashlib.sha256(key(normalised(text)).encode()).hexdigest()[:12]
+
+
+def _known(row: Row) -> Mapping[str, float]:
+    """Return the targets of a row without those that its set leaves open."""
+    left = {"orders"} if row.source in PROMPTS or row.source == "benign" else set()
+    if row.source in UNASKED:
+        left.add("injection")
+    return {name: value for name, value in row.targets.items() if name not in left}
+
+
 def _in_context(rows: list[Row]) -> Iterator[Row]:
-    """Yield harmful texts with the end of a harmless line before them, as a window has the end of the one before.
+    """Yield harmful texts and orders with the end of a harmless line before them, as windows have that of the last.
 
     Without them a harmless sentence in front would hide a harmful one. The line is of the same part as the text.
     """
     lines: dict[str, list[str]] = {}
     for row in rows:
-        if row.source == "benign":
+        if row.source in ("benign", "plain"):
             lines.setdefault(part(row), []).append(row.text)
     harmful = [row for row in rows if row.targets.get("harm", 0.0) >= 0.8 and not row.levels]
-    for row in _sample(harmful, IN_CONTEXT):
+    ordering = [row for row in rows if row.targets.get("orders", 0.0) == 1]
+    for row in [*_sample(harmful, IN_CONTEXT), *_sample(ordering, IN_CONTEXT // 2)]:
         if before := lines.get(part(row)):
             line = before[int(_draw("before/" + row.text) * len(before))]
             yield replace(row, text=f"{tail(line)} {row.text}"[:LONGEST])
@@ -312,13 +364,20 @@ def measured(folder: Path) -> dict[str, list[tuple[str, int]]]:
     """Return the sets that only measure, those that `folder` holds: name → (text, 1 for harmful)."""
     found = {}
     if (path := folder / "jailbreakbench" / "jailbreakbench.json").is_file():
-        found["jailbreakbench"] = [(item["text"], int(item["label"] == "harmful")) for item in _json(path)]
+        found["jailbreakbench"] = [(item["text"], int(item["label"] == "harmful")) for item in read_json(path)]
     if (path := folder / "toxicchat" / "judgebench_toxic_chat_train.json").is_file():
         found["toxicchat-human"] = [
             (item["instance"], int(item["annotations"]["toxicity"]["majority_human"]))
-            for item in _json(path)["instances"]
+            for item in read_json(path)["instances"]
         ]
     return found
+
+
+def measured_orders(folder: Path) -> list[tuple[str, int]]:
+    """Return (text, 1 for an injection) of the public set that only measures; empty where `folder` lacks it."""
+    if not (folder / "deepset-prompt-injections" / "deepset_test.csv").is_file():
+        return []
+    return [(text, int(label)) for text, label in orders.public(folder, "test")]
 
 
 READERS: tuple[Callable[[Path], Iterator[Row]], ...] = (
@@ -330,6 +389,7 @@ READERS: tuple[Callable[[Path], Iterator[Row]], ...] = (
     _behaviours,
     _red_instruct,
     _benign,
+    _orders,
     lambda _: _own(),
 )
 

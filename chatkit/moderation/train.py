@@ -11,11 +11,13 @@ import numpy as np
 
 from chatkit.errors import ConfigError
 from chatkit.moderation import figures, sets
-from chatkit.moderation.features import clean, hashed_words
+from chatkit.moderation.features import hashed_terms
 from chatkit.moderation.fit import Examples, fit_network
-from chatkit.moderation.head import WEIGHTS, HeadModerator
-from chatkit.moderation.network import Floats, Network, save_network
-from chatkit.moderation.policy import CATEGORIES, named
+from chatkit.moderation.head import WEIGHTS, HeadScorer
+from chatkit.moderation.moderator import PolicyModerator
+from chatkit.moderation.network import SCORED, Floats, Network, save_network
+from chatkit.moderation.normalise import normalised
+from chatkit.moderation.policy_files import named
 from chatkit.protocols import Encoder
 from chatkit.release import overlapping_windows
 from chatkit.types import LABELS
@@ -26,9 +28,18 @@ Progress = Callable[[int, int], Any]  # texts encoded so far, texts in all
 CHUNK = 256
 FOLDS = 5
 # Requests for harmful acts and their harmless look-alikes are few beside comments and chat, and matter more.
-SET_WEIGHTS = {"benign": 2.0, "advbench": 2.0, "catqa": 2.0, "harmbench": 2.0, "strongreject": 2.0}
+SET_WEIGHTS = {
+    "benign": 2.0,
+    "advbench": 2.0,
+    "catqa": 2.0,
+    "harmbench": 2.0,
+    "strongreject": 2.0,
+    "plain": 2.0,
+    "injections": 2.0,
+    "deepset": 20.0,
+}
 # What everyday use looks like: scores are calibrated on a tenth of it and refusals counted on a fifth.
-EVERYDAY = ("topical-chat", "gsm8k", "mt-bench")
+EVERYDAY = sets.SPLIT
 # Calibration: this share of harmless windows reaches this score, in each category.
 ANCHORS = ((0.05, 0.2), (0.01, 0.5))
 
@@ -60,7 +71,9 @@ def train_head(encoder: Encoder, folder: Path, out: Path | None, progress: Progr
     rows, measured = sets.read_rows(folder), sets.measured(folder)
     parts = np.array([sets.part(row) for row in rows])
     held_out = [row for row, name in zip(rows, parts, strict=True) if name == "held_out"]
-    judged = [row.text for row in held_out] + [text for texts in measured.values() for text, _ in texts]
+    asking = sets.measured_orders(folder)
+    judged = [row.text for row in held_out]
+    judged += [text for texts in (*measured.values(), asking) for text, _ in texts]
     windows = [window for text in judged for window in _windows(text)]
     encoded = asyncio.run(_encode(encoder, [row.text for row in rows] + windows, progress))
     examples = _examples(rows, encoded)
@@ -69,16 +82,19 @@ def train_head(encoder: Encoder, folder: Path, out: Path | None, progress: Progr
     everyday = np.isin(sources, (*EVERYDAY, "self-instruct")) & (parts == "calibrate")
     if not everyday.any():
         raise ConfigError(f"{str(folder)!r} has too few everyday texts to calibrate on, expected the sets in full")
-    network = calibrate(network, _logits(network, examples[np.flatnonzero(everyday)]))
+    usual = examples[np.flatnonzero(everyday)]
+    network = calibrate(network, _logits(network, usual), usual.targets)
     save_network(path, network, {"encoder": encoder.fingerprint, "dim": encoder.dim, "seed": sets.SEED})
     found = asyncio.run(measure(encoded, path, held_out, measured))
+    if asking:
+        found |= asyncio.run(measure_orders(encoded, path, asking))
     found |= cross_validate(examples, np.flatnonzero(sources == "prosocial"))
     counts = Counter(sources[parts == "fit"].tolist())
     return TrainReport(path, encoder.fingerprint, dict(sorted(counts.items())), found)
 
 
 def _windows(text: str) -> list[str]:
-    return [unit for window in overlapping_windows(text) if (unit := clean(window))]
+    return [unit for window in overlapping_windows(text) if (unit := normalised(window))]
 
 
 class _Encoded:
@@ -105,10 +121,10 @@ async def _encode(encoder: Encoder, texts: list[str], progress: Progress) -> _En
 
 
 def _examples(rows: list[sets.Row], encoded: _Encoded) -> Examples:
-    targets = [[row.targets.get(category, np.nan) for category in CATEGORIES] for row in rows]
+    targets = [[row.targets.get(category, np.nan) for category in SCORED] for row in rows]
     return Examples(
         vectors=np.stack([encoded.vectors[row.text] for row in rows]),
-        words=[hashed_words(row.text) for row in rows],
+        terms=[hashed_terms(row.text) for row in rows],
         targets=np.array(targets, np.float32),
         levels=np.array([row.levels or (0.0,) * len(LABELS) for row in rows], np.float32),
         weights=np.array([SET_WEIGHTS.get(row.source, 1.0) for row in rows], np.float32),
@@ -116,20 +132,22 @@ def _examples(rows: list[sets.Row], encoded: _Encoded) -> Examples:
 
 
 def _logits(network: Network, examples: Examples) -> Floats:
-    logits = network.from_vectors(examples.vectors)
-    words = [network.words[buckets].sum(axis=0) / np.sqrt(max(len(buckets), 1)) for buckets in examples.words]
-    logits[:, : len(CATEGORIES)] += np.stack(words)
-    return logits
+    words = np.stack([shares @ network.words[buckets] for buckets, shares in examples.terms])
+    words[:, len(SCORED) :] = 0
+    return network.from_vectors(examples.vectors) + words
 
 
-def calibrate(network: Network, harmless: Floats) -> Network:
+def calibrate(network: Network, harmless: Floats, targets: Floats) -> Network:
     """Return `network` with scale and shift such that its scores of harmless windows pass through ANCHORS.
 
     Args:
-        harmless: (n, 13) logits of windows that were not fitted on.
+        harmless: (n, 15) logits of windows that were not fitted on.
+        targets: (n, 10); where "orders" is NaN a window may hold some, and is left out for that category.
     """
     (often, low), (seldom, high) = ANCHORS
-    raw_low, raw_high = np.quantile(harmless[:, : len(CATEGORIES)], (1 - often, 1 - seldom), axis=0)
+    left_out = np.isnan(targets) & (np.array(SCORED) == "orders")
+    raw = np.where(left_out, np.nan, harmless[:, : len(SCORED)])
+    raw_low, raw_high = np.nanquantile(raw, (1 - often, 1 - seldom), axis=0)
     odds_low, odds_high = np.log(low / (1 - low)), np.log(high / (1 - high))
     scale = (odds_high - odds_low) / np.maximum(raw_high - raw_low, 0.1)
     return replace(network, scale=scale.astype(np.float32), shift=(odds_low - scale * raw_low).astype(np.float32))
@@ -143,7 +161,7 @@ async def measure(
     `SET.auprc`, `SET.roc_auc` and `SET.recall@fprN` for the sets that only measure and for all that was held out,
     `SET.refused_harmful` and `SET.refused_harmless` under the standard policy; `everyday.refused` of held-out windows.
     """
-    moderator = HeadModerator(encoded, path, named("standard"))
+    moderator = PolicyModerator(HeadScorer(encoded, path), named("standard"))
     found: dict[str, float] = {}
     known = [(row.text, round(row.targets["harm"])) for row in held_out if "harm" in row.targets]
     for name, texts in {"held-out": known, **measured}.items():
@@ -167,6 +185,18 @@ async def measure(
     return found
 
 
+async def measure_orders(encoded: _Encoded, path: Path, texts: list[tuple[str, int]]) -> dict[str, float]:
+    """Return `injections.roc_auc` and `injections.recall@fprN` of the injection score."""
+    scorer = HeadScorer(encoded, path)
+    scores = np.array([(await scorer.score(text, direction="input")).scores["injection"] for text, _ in texts])
+    truth = np.array([label for _, label in texts])
+    found = {"injections.roc_auc": figures.roc_auc(truth, scores)}
+    for percent in (1, 2, 5):
+        recall = figures.recall_at(percent / 100, scores[truth == 1], scores[truth == 0])
+        found[f"injections.recall@fpr{percent}"] = recall
+    return found
+
+
 def cross_validate(examples: Examples, rows: np.ndarray[Any, np.dtype[np.intp]]) -> dict[str, float]:
     """Return accuracy, macro-F1 and kappa of the five labels on `rows`, each judged by a head that did not see it.
 
@@ -182,6 +212,6 @@ def cross_validate(examples: Examples, rows: np.ndarray[Any, np.dtype[np.intp]])
         seen = np.concatenate([others, np.setdiff1d(clear, fold)])
         network = fit_network(examples[seen], sets.SEED)
         truth += examples.levels[fold].argmax(axis=1).tolist()
-        said += _logits(network, examples[fold])[:, len(CATEGORIES) :].argmax(axis=1).tolist()
+        said += _logits(network, examples[fold])[:, len(SCORED) :].argmax(axis=1).tolist()
     found = figures.agreement(truth, said, len(LABELS))
     return {f"five-labels.{name}": value for name, value in found.items()}

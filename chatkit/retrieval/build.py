@@ -14,7 +14,7 @@ from pathlib import Path
 
 from chatkit.errors import BadIndex, ChatkitError, IndexMismatch, Unavailable
 from chatkit.retrieval import layout, versions
-from chatkit.retrieval.building import collecting, cutting, merging, version, workplace
+from chatkit.retrieval.building import collecting, cutting, merging, scoring, version, workplace
 from chatkit.retrieval.building.cache import VectorCache, file_of
 from chatkit.retrieval.building.cutting import Share, Sources
 from chatkit.retrieval.building.earlier import LiveChunks
@@ -191,9 +191,13 @@ class _Job:
             self.meter.begin("embed")
             total, batch = staged.counts.passages, self.options.batch
             embedded = embed_missing(staged.spool, total, cache, self.encoder, self.embedding, self.meter, batch=batch)
+            scores = None
+            if (scorer := self.options.scorer) is not None:
+                self.meter.begin("score")
+                scores = scoring.scores_of(self.index.folder, staged.spool, total, scorer, prefix, self.meter)
             self.meter.begin("write")
             manifest = version.write(
-                place.folder, self.index.name, staged, cache, self.plan, self.options, self.encoder, self.meter
+                place.folder, self.index.name, staged, cache, self.plan, self.options, self.encoder, self.meter, scores
             )
             kept = versions.to_keep(self.index, self.encoder.fingerprint, self.options.keep)
             much = len(cache) > collecting.MOST_SPARE * total

@@ -20,6 +20,8 @@ FORMAT = 2
 VECTORS = "vectors.faiss"
 PASSAGES = "passages.parquet"
 SOURCES = "sources.parquet"
+# Only where the passages were scored.
+RISKS = "risks.npy"
 # A manifest takes about 2 KB; one past this is no manifest.
 _MOST_BYTES = 2**20
 _MOST_COUNT = 2**63 - 1
@@ -106,6 +108,14 @@ class FusionEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class RisksEntry:
+    """What scored the passages, and the categories in the order of the columns."""
+
+    version: str
+    categories: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """One version of an index.
 
@@ -117,6 +127,7 @@ class Manifest:
         sources_sha256: of every source's name and content, in order.
         built_at: UTC, ISO 8601.
         files: name → entry; a name may hold one slash.
+        risks: None where the passages were not scored.
     """
 
     name: str
@@ -136,6 +147,7 @@ class Manifest:
     built_by: str
     files: Mapping[str, FileEntry]
     format: int = FORMAT
+    risks: RisksEntry | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -214,6 +226,7 @@ def _checked(table: dict[str, Any]) -> Manifest:
     Raises:
         ValueError: a field is missing, unknown or not of its type, naming it.
     """
+    table = {"risks": None, **table}  # releases that scored no passages did not write it
     names = {field.name for field in dataclasses.fields(Manifest)}
     if wrong := sorted(table.keys() ^ names):
         raise ValueError(f"the field {_shown(wrong[0])} is {'missing' if wrong[0] in names else 'unknown'}")
@@ -228,6 +241,17 @@ def _checked(table: dict[str, Any]) -> Manifest:
         fusion=_fusion(table["fusion"]),
         chunking={_text(name, "an option of chunking"): _number(value, "chunking") for name, value in chunking},
         files=_files(table["files"]),
+        risks=None if table["risks"] is None else _risks(table["risks"], table["files"]),
+    )
+
+
+def _risks(value: Any, files: Mapping[str, Any]) -> RisksEntry:
+    row = _fields(value, "risks", RisksEntry)
+    if not isinstance(row["categories"], list) or RISKS not in files:
+        raise ValueError(f"categories of risks is {_shown(row['categories'])}, expected a list and the file {RISKS}")
+    return RisksEntry(
+        _text(row["version"], "version of risks"),
+        tuple(_text(name, "a category of risks") for name in row["categories"]),
     )
 
 

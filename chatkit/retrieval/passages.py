@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from chatkit.errors import InvalidRequest
 from chatkit.retrieval import globs
 from chatkit.retrieval.manifest import FILE, PASSAGES, Manifest, broken
+from chatkit.retrieval.risks import Risks
 from chatkit.types import Passage
 
 # One row a document: where its passages begin and what a filter asks of it.
@@ -189,11 +190,12 @@ class Table:
 class Passages:
     """The open passages of a version. Methods may be called from several threads."""
 
-    def __init__(self, folder: Path, passages: Any, documents: Any) -> None:
-        """Take two open `ParquetFile`s."""
+    def __init__(self, folder: Path, passages: Any, documents: Any, risks: Risks | None = None) -> None:
+        """Take two open `ParquetFile`s, and the scores of the passages where they have any."""
         self._folder = folder
         self._table = passages
         self._documents = documents
+        self._risks = risks
         meta = passages.metadata
         self._starts = np.cumsum([0, *(meta.row_group(n).num_rows for n in range(meta.num_row_groups))])
         self._document_rows: NDArray[np.int64] | None = None
@@ -216,7 +218,13 @@ class Passages:
         except Exception:
             passages.close(force=True)
             raise
-        opened = cls(folder, passages, documents)
+        try:
+            risks = None if manifest is None else Risks.open(folder, manifest)
+        except Exception:
+            passages.close(force=True)
+            documents.close(force=True)
+            raise
+        opened = cls(folder, passages, documents, risks)
         if manifest is not None and len(opened) != manifest.passages:
             opened.close()
             raise broken(
@@ -243,7 +251,7 @@ class Passages:
         found = []
         for row, group in zip(rows, groups, strict=True):
             values = tables[group].slice(int(row) - int(self._starts[group]), 1).to_pylist()[0]
-            found.append(Passage(**values))
+            found.append(Passage(**values, risks=() if self._risks is None else self._risks.of(int(row))))
         return found
 
     def documents_of(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

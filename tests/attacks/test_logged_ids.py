@@ -127,7 +127,7 @@ async def test_nothing_that_opens_names_or_quotes_a_session_is_logged(
 class Words:
     """A moderator that fails for some and refuses one word."""
 
-    async def check(self, text, *, direction, before=""):
+    async def check(self, text, *, direction, before="", history=()):
         from chatkit.types import ModerationResult
 
         if "Another" in text:

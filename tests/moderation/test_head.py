@@ -6,8 +6,9 @@ import pytest
 
 from chatkit.errors import BrokenModel
 from chatkit.moderation import head
-from chatkit.moderation.head import HeadModerator
-from chatkit.moderation.policy import CATEGORIES, named
+from chatkit.moderation.head import TOLD, HeadScorer
+from chatkit.moderation.moderator import PolicyModerator
+from chatkit.moderation.policy_files import named
 from chatkit.release import WindowCutter
 from chatkit.types import LABELS
 
@@ -46,7 +47,7 @@ LONG = (
 
 
 def moderator(encoder, policy="standard"):
-    return HeadModerator(encoder, None, named(policy))
+    return PolicyModerator(HeadScorer(encoder, None), named(policy))
 
 
 def windows(text):
@@ -86,14 +87,16 @@ async def test_empty_text_is_casual_and_encodes_nothing(counting, text):
 
 async def test_scores_hold_every_category_and_the_five_label_probabilities(encoder):
     result = await moderator(encoder).check(LONG, direction="output")
-    assert result.scores.keys() == {*CATEGORIES, *LABELS}
+    assert result.scores.keys() == set(TOLD)
+    assert result.levels.keys() == set(LABELS)
     assert all(0 <= score <= 1 for score in result.scores.values())
-    assert sum(result.scores[label] for label in LABELS) == pytest.approx(1, abs=1e-4)
+    assert sum(result.levels.values()) == pytest.approx(1, abs=1e-4)
+    assert result.version.startswith(result.model.removeprefix("head-"))
 
 
 async def test_the_whole_text_is_judged_by_the_windows_of_its_stream_and_encodes_nothing_new(counting):
     checks = moderator(counting)
-    said, highest = "", dict.fromkeys(CATEGORIES, 0.0)
+    said, highest = "", dict.fromkeys(TOLD, 0.0)
     for window in windows(LONG):
         result = await checks.check(window, direction="output", before=said)
         highest = {name: max(score, result.scores[name]) for name, score in highest.items()}

@@ -9,9 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from chatkit.errors import BrokenModel, ConfigError, ModelError
-from chatkit.moderation.head import WEIGHTS, HeadModerator
-from chatkit.moderation.network import load_network
-from chatkit.moderation.policy import CATEGORIES, named
+from chatkit.moderation.head import WEIGHTS, HeadScorer
+from chatkit.moderation.network import SCORED, load_network
 
 
 def read(path):
@@ -26,8 +25,8 @@ def weights(tmp_path):
 
 def test_the_shipped_weights_are_small_and_say_what_they_are():
     _, meta = load_network(WEIGHTS)
-    assert WEIGHTS.stat().st_size < 1_000_000
-    assert meta["categories"] == list(CATEGORIES)
+    assert WEIGHTS.stat().st_size < 3_000_000
+    assert meta["categories"] == list(SCORED)
     assert {"encoder", "dim", "seed", "format", "digest"} <= meta.keys()
 
 
@@ -73,7 +72,7 @@ def test_another_encoder_is_refused_naming_both_and_the_command(counting):
     fitted = counting.fingerprint
     counting.fingerprint = "another-encoder"
     with pytest.raises(ConfigError) as caught:
-        HeadModerator(counting, None, named("standard"))
+        HeadScorer(counting, None)
     message = str(caught.value)
     assert fitted in message
     assert "another-encoder" in message

@@ -9,7 +9,7 @@ import numpy as np
 
 from chatkit.errors import BadIndex, BrokenIndex
 from chatkit.retrieval import layout, versions
-from chatkit.retrieval.building import cache, workplace
+from chatkit.retrieval.building import cache, scoring, workplace
 from chatkit.retrieval.building.keys import KeyTable, text_keys
 from chatkit.retrieval.chunking import Chunk
 from chatkit.retrieval.manifest import PASSAGES, Manifest, broken
@@ -77,25 +77,32 @@ def trim_cache(index: layout.IndexFolder) -> tuple[int, int]:
     kept = dropped = 0
     folder = index.folder / cache.FOLDER
     by_file: dict[Path, list[tuple[Path, Manifest]]] = {}
+    kinds: dict[Path, tuple[str, int]] = {}  # what each file holds, and how much of it a text
     for version in index.versions():
         try:
             manifest = Manifest.read(index.version_folder(version))
         except BadIndex:
             continue
-        file = cache.file_of(index.folder, manifest.fingerprint)
-        by_file.setdefault(file, []).append((index.version_folder(version), manifest))
+        held = [(manifest.fingerprint, manifest.dim)]
+        if manifest.risks is not None:
+            held.append((scoring.fingerprint_of(manifest.risks.version), len(manifest.risks.categories)))
+        for fingerprint, width in held:
+            file = cache.file_of(index.folder, fingerprint)
+            kinds[file] = fingerprint, width
+            by_file.setdefault(file, []).append((index.version_folder(version), manifest))
     for file in sorted(folder.glob("*")) if folder.is_dir() else ():
         if file not in by_file:
             file.unlink()
             continue
-        users = by_file[file]
         try:
-            used = _used(users)
+            used = _used(by_file[file])
         except BrokenIndex as error:
             _log.warning("no vector was taken out of %s, for it is not known which are used: %s", file.name, error)
             continue
-        stays, goes = cache.trim(file, users[0][1].fingerprint, users[0][1].dim, used)
-        kept, dropped = kept + stays, dropped + goes
+        fingerprint, width = kinds[file]
+        stays, goes = cache.trim(file, fingerprint, width, used)
+        if not fingerprint.startswith(scoring.SCORES):
+            kept, dropped = kept + stays, dropped + goes
     return kept, dropped
 
 

@@ -13,6 +13,7 @@ from chatkit.errors import BadIndex
 from chatkit.retrieval.building.embedding import BATCH, IndexingEncoder
 from chatkit.retrieval.chunking import CHUNKER, Chunking
 from chatkit.retrieval.entries import Skipped
+from chatkit.retrieval.risks import PassageScorer
 from chatkit.retrieval.writing import SourceRow
 
 # What decides chunks and vectors, as it may stand in JSON.
@@ -29,6 +30,7 @@ class BuildOptions:
         recall: share of the exact nearest neighbours that a search is to find, 0 to 1.
         keep: older versions that are kept beside the new one.
         batch: chunks embedded between two writes to the cache.
+        scorer: scores the text of every passage, as moderation does; None leaves them without scores.
     """
 
     chunking: Chunking = field(default_factory=Chunking)
@@ -36,6 +38,7 @@ class BuildOptions:
     recall: float = 0.98
     keep: int = 1
     batch: int = BATCH
+    scorer: PassageScorer | None = None
 
     def with_chunking(self, options: Mapping[str, int] | None) -> "BuildOptions":
         """Return these options with another chunking, where one is given.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Stage = Literal["read", "cut", "embed", "write"]
+Stage = Literal["read", "cut", "embed", "score", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +13,7 @@ class Progress:
     """How far a build is.
 
     Attributes:
-        stage: "read" takes the digests of the files, "cut" makes chunks, "embed" and "write" go over the chunks.
+        stage: "read" takes the digests of the files, "cut" makes chunks, the others go over the chunks.
         files: done in the first two stages; in the others all of them.
         chunks: made so far while cutting, then done of `chunks_total`, which is 0 until all files are cut.
         embedded: chunks that the encoder ran on; the others have their vectors from an earlier build.

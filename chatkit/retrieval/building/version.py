@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import chatkit
 from chatkit.errors import BrokenIndex
-from chatkit.retrieval import kinds, lexical, tuning, writing
+from chatkit.retrieval import kinds, lexical, risks, tuning, writing
 from chatkit.retrieval.building import embedding, spool
 from chatkit.retrieval.building.cache import VectorCache
 from chatkit.retrieval.building.keys import text_keys
@@ -22,6 +22,7 @@ from chatkit.retrieval.entries import Skipped
 from chatkit.retrieval.manifest import (
     EncoderEntry,
     Manifest,
+    RisksEntry,
     VectorsEntry,
 )
 from chatkit.retrieval.passages import Passages, PassageWriter
@@ -54,7 +55,13 @@ def is_of(manifest: Manifest, plan: Plan, options: BuildOptions) -> bool:
         and plan["sources_sha256"] == manifest.sources_sha256 != ""
         and manifest.vectors.kind == kind_for(manifest.passages, plan, options).name
         and (not manifest.vectors.search or manifest.vectors.recall == options.recall)
+        and (options.scorer is None or manifest.risks == entry_of(options.scorer))
     )
+
+
+def entry_of(scorer: risks.PassageScorer) -> RisksEntry:
+    """Return what a manifest says of the scorer of its passages."""
+    return RisksEntry(scorer.version, scorer.categories)
 
 
 def cuts_alike(manifest: Manifest, plan: Plan) -> bool:
@@ -76,10 +83,12 @@ def write(
     options: BuildOptions,
     encoder: embedding.IndexingEncoder,
     meter: Meter,
+    scores: NDArray[np.float32] | None = None,
 ) -> Manifest:
     """Write every file of a version into `folder`, durably, and check them.
 
-    The encoder is asked for some 256 vectors at most, by which the weight of the dense leg is chosen.
+    The encoder is asked for some 256 vectors at most, by which the weight of the dense leg is chosen. `scores` are
+    (passages, categories), by the scorer of the options.
 
     Raises:
         BrokenIndex: what was written is not what was meant; the disk or a library is at fault.
@@ -92,6 +101,8 @@ def write(
     written.append(
         writing.write_sources(folder, sorted(staged.rows, key=lambda row: (row.source, row.part, row.reason)))
     )
+    if scores is not None:
+        written.append(risks.write(folder, scores))
     counts = staged.counts
     manifest = Manifest(
         name=name,
@@ -110,6 +121,7 @@ def write(
         built_at=datetime.now(UTC).isoformat(timespec="seconds"),
         built_by=_built_by(),
         files=writing.entries(folder, written),
+        risks=None if scores is None or options.scorer is None else entry_of(options.scorer),
     )
     manifest.write(folder)
     _check(folder, manifest, staged, cache)
