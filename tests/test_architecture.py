@@ -26,6 +26,7 @@ LAYERS = {
     "chatkit.retrievers": 1,
     "chatkit.citations": 1,
     "chatkit.encoders": 1,
+    "chatkit.judging": 1,
     "chatkit.conversation": 1,
     "chatkit.markers": 1,
     "chatkit.prompt_formats": 1,
