@@ -40,10 +40,12 @@ CONFIGS = {
 }  # fmt: skip
 
 
-def make(folder: Path, kind: str, *, template: str = "") -> Path:
+def make(folder: Path, kind: str, *, template: str = "", window: int = WINDOW) -> Path:
     """Write a model of `kind` with a byte-level tokenizer into a folder."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind]())
+    config = CONFIGS[kind]()
+    config.max_position_embeddings = window
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.3) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))
