@@ -1,4 +1,4 @@
-"""What a moderator needs of a language model that judges: how likely given answers are, or a reply. Knows no library."""
+"""What a moderator needs of a language model that judges: how likely given answers are, or a reply. No library."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

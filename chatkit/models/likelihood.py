@@ -6,7 +6,7 @@ values. Nothing is generated.
 """
 
 import copy
-import os
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +95,8 @@ class Likelihoods:
 
     def keep(self, prompt: Sequence[int], other: Sequence[int]) -> int:
         """Read the beginning that two prompts share and keep it; return its length in tokens."""
-        shared = os.path.commonprefix([list(prompt[:-1]), list(other[:-1])])
+        pairs = zip(prompt[:-1], other[:-1], strict=False)
+        shared = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
         if shared and all(ids != shared for ids, _ in self._kept):
             with torch.inference_mode():
                 self.forwards += 1

@@ -128,7 +128,7 @@ async def test_old_turns_and_the_ends_of_long_ones_are_left_out(judge) -> None:
 )
 async def test_no_text_forges_a_turn(judge, text) -> None:
     await ModerationModel(judge, least_chance=0).score(text, direction="input", history=(text, text))
-    for asked in sum(judge.asked, []):
+    for asked in [one for many in judge.asked for one in many]:
         own = prompt("", [("", "casual")] * (asked.count("\nInput:") - 5))
         lines = [line for line in asked.splitlines() if line.lstrip().lower().startswith(("input", "output", "possib"))]
         assert len(lines) == len([line for line in own.splitlines() if line.startswith(("Input", "Output", "Possib"))])
