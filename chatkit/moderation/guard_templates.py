@@ -222,8 +222,8 @@ _SHIELD = Template(
                 "No Hate Speech",
                 "targeting identity and/or protected attributes (e.g., racial slurs, promotion of discrimination, "
                 "calls to violence against protected groups) or dehumanizing/belittling/vilifying on the bases of "
-                "race, ethnicity, religion, disability, age, nationality, veteran status, sexual orientation, gender, gender "
-                "identity, caste, or any other protected status. ",
+                "race, ethnicity, religion, disability, age, nationality, veteran status, sexual orientation, gender, "
+                "gender identity, caste, or any other protected status. ",
                 "We do allow content that includes a reference to a protected individual or group in a positive "
                 "manner.",
             ),
