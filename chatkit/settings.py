@@ -183,14 +183,21 @@ class Settings:
         False, "Create the table where it is missing when it is opened; for development, where a role may do that."
     )
 
-    policy: str = _setting("standard", "Moderation policy: standard, strict or monitor.")
+    policy: str = _setting("standard", "Moderation policy: standard, strict, monitor, or a file that ends in .toml.")
     gate: Literal["check_first", "stream_first", "final_only"] = _setting(
         "check_first", "When output is let out: each window after its check, before it, or all at the end."
     )
     input_unavailable: Literal["refuse", "allow"] = _setting(
         "refuse", "What a message gets whose check could not run; output is always refused then."
     )
-    refusal: str = _setting("I cannot help with that.", "What stands in place of a blocked message or answer.")
+    refusal: str = _setting(
+        "",
+        "What stands in place of a blocked message or answer; empty takes the words of the policy.",
+    )
+    check_timeout_s: float = _setting(20.0, "Seconds after which a check of a text counts as one that could not run.")
+    feedback: bool = _setting(
+        False, "Let users report a wrong refusal; what they report is kept in <home>/feedback.jsonl, and nothing else."
+    )
 
     def __post_init__(self) -> None:
         """Expand paths and check what one field alone can say."""
@@ -236,6 +243,7 @@ class Settings:
         if self.dynamodb_endpoint:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
         check_retrieval(self)
+        require(0 < self.check_timeout_s <= 600, "check_timeout_s", self.check_timeout_s, "above 0, at most 600")
 
     def without_index(self) -> "Settings":
         """Return the same settings, answering from the model alone."""

@@ -68,6 +68,7 @@ class ModerationResult:
         levels: label of LABELS → probability.
         unavailable: the check could not run; never to be read as safe.
         model, version: what scored it.
+        notice: what to say in the place of a refused text, or after a softened one; "" where the service says it.
     """
 
     flagged: bool
@@ -79,3 +80,4 @@ class ModerationResult:
     unavailable: bool = False
     model: str = ""
     version: str = ""
+    notice: str = ""

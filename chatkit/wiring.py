@@ -58,7 +58,7 @@ async def build_service(
             system_prompt=settings.system_prompt,
             source_prompt=settings.source_prompt,
             min_ratio=settings.min_ratio,
-            refusal=settings.refusal,
+            refusal=settings.refusal or ServiceOptions.refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
             deadline_s=settings.deadline_s,
@@ -271,11 +271,14 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
 
 def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
     """Open the embedded head under the policy that the settings name."""
-    from chatkit.moderation import policy
+    from chatkit.moderation import policy_files
     from chatkit.moderation.head import HeadScorer
     from chatkit.moderation.moderator import PolicyModerator
 
-    return PolicyModerator(HeadScorer(encoder, None), policy.named(settings.policy))
+    policy = policy_files.named(settings.policy)
+    if settings.refusal:
+        policy = replace(policy, texts=policy.texts.saying(settings.refusal))
+    return PolicyModerator(HeadScorer(encoder, None), policy, encoder=encoder)
 
 
 def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: Any) -> "TrainReport":

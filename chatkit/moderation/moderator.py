@@ -1,27 +1,83 @@
 """The one place where scores become a verdict: a scorer under a policy."""
 
-from chatkit.moderation.policy import Policy
-from chatkit.protocols import Scorer
-from chatkit.types import REFUSALS, Direction, ModerationResult
+import asyncio
+from dataclasses import replace
+
+from chatkit.errors import ConfigError
+from chatkit.moderation.domain import Domain
+from chatkit.moderation.phrases import folded, is_covered, uncovered, words_of
+from chatkit.moderation.policy import BLOCK_LIST, DOMAIN, Policy, Verdict, gravest
+from chatkit.protocols import Encoder, Scorer
+from chatkit.types import ACTIONS, LABELS, REFUSALS, Action, Direction, ModerationResult, Scores
+
+# Characters of what stands before a text that the lists read with it, so that no phrase hides across a cut.
+_LISTS_READ = 1000
+# What scores a text that a list alone has decided.
+_LISTS = "lists"
 
 
 class PolicyModerator:
-    """Judges text by what a scorer says of it and what a policy makes of that."""
+    """Judges text by what a scorer says of it and what a policy makes of that.
 
-    def __init__(self, scorer: Scorer, policy: Policy) -> None:
+    Args:
+        encoder: makes the vectors of the policy's domain rule; only needed where it has one.
+
+    Raises:
+        ConfigError: the policy has a domain rule and there is no encoder.
+    """
+
+    def __init__(self, scorer: Scorer, policy: Policy, *, encoder: Encoder | None = None) -> None:
+        if policy.domain is not None and encoder is None:
+            raise ConfigError(f"the policy {policy.name!r} has a domain rule, and there is no encoder to tell it by")
         self._scorer = scorer
         self._policy = policy
+        self._domain = Domain(policy.domain, encoder) if policy.domain is not None and encoder is not None else None
 
     async def check(
         self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
     ) -> ModerationResult:
-        """Judge `text`; whatever the scorer raises comes through."""
-        found = await self._scorer.score(text, direction=direction, before=before, history=history)
-        if found.unavailable:
+        """Judge `text`; whatever the scorer raises comes through.
+
+        The lists go first: what they refuse, or what consists of allowed phrases alone, is not scored.
+        """
+        listed, allowed = self._listed(text, before, direction)
+        if listed in REFUSALS:
+            return self._result(Scores(model=_LISTS), Verdict(LABELS[-1], listed, BLOCK_LIST), text)
+        if allowed:
+            return ModerationResult(flagged=False, model=_LISTS)
+        found, outside = await asyncio.gather(
+            self._scorer.score(text, direction=direction, before=before, history=history),
+            self._is_outside(text, direction, history),
+        )
+        if found.unavailable or not _sane(found):
             return ModerationResult(
                 flagged=False, label=None, unavailable=True, model=found.model, version=found.version
             )
-        verdict = self._policy.decide(found.scores, found.levels, direction)
+        verdict = self._policy.of(found.model).decide(found.scores, found.levels, direction)
+        verdict = _at_least(verdict, listed, BLOCK_LIST)
+        if outside and self._policy.domain is not None:
+            verdict = _at_least(verdict, self._policy.domain.action, DOMAIN)
+        return self._result(found, verdict, text)
+
+    def _listed(self, text: str, before: str, direction: Direction) -> tuple[Action, bool]:
+        """Return the gravest action of the block lists, and whether `text` is made of allowed phrases alone."""
+        block = [rule for rule in self._policy.block if direction in rule.directions]
+        allow = [rule for rule in self._policy.allow if direction in rule.directions]
+        if not block and not allow:
+            return "allow", False
+        words = words_of(before[-_LISTS_READ:] + text, folded)
+        fine = [span for rule in allow for span in rule.phrases.spans(words)]
+        hits: list[Action] = [rule.action for rule in block if uncovered(rule.phrases.spans(words), fine)]
+        own = words_of(text, folded) if allow else []
+        spans = [span for rule in allow for span in rule.phrases.spans(own)]
+        return gravest(hits), not hits and is_covered(len(own), spans)
+
+    async def _is_outside(self, text: str, direction: Direction, history: tuple[str, ...]) -> bool:
+        if self._domain is None:
+            return False
+        return await self._domain.is_outside(text, direction=direction, history=history)
+
+    def _result(self, found: Scores, verdict: Verdict, text: str) -> ModerationResult:
         return ModerationResult(
             flagged=verdict.action in REFUSALS,
             action=verdict.action,
@@ -31,4 +87,18 @@ class PolicyModerator:
             levels=found.levels,
             model=found.model,
             version=found.version,
+            notice=self._policy.texts.notice(verdict.action, verdict.category, text),
         )
+
+
+def _sane(found: Scores) -> bool:
+    """Whether every score is a probability: one that is not, such as NaN, says nothing."""
+    return all(0 <= value <= 1 for value in (*found.scores.values(), *found.levels.values()))
+
+
+def _at_least(verdict: Verdict, action: Action, category: str) -> Verdict:
+    """Return `verdict`, or what `action` makes of it where that is graver."""
+    if ACTIONS.index(action) <= ACTIONS.index(verdict.action):
+        return verdict
+    least = LABELS[-1] if action in REFUSALS else "needs caution"
+    return replace(verdict, action=action, category=category, label=max(verdict.label, least, key=LABELS.index))

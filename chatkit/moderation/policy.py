@@ -1,21 +1,52 @@
-"""What follows from scores: a policy turns category scores and label probabilities into a label and an action. Pure."""
+"""What follows from scores: a policy turns category scores and label probabilities into a label and an action. Pure.
+
+Where a policy comes from is in policy_files.py; docs/moderation.md describes the file.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from chatkit.errors import ConfigError
-from chatkit.types import LABELS, Action, Direction
+from chatkit.moderation.domain import DomainRule
+from chatkit.moderation.phrases import Phrases
+from chatkit.moderation.texts import Texts
+from chatkit.types import ACTIONS, HARM, LABELS, REFUSALS, Action, Direction
 
 # Never reached: a score is a probability.
 NEVER = 2.0
+DIRECTIONS: tuple[Direction, ...] = ("input", "output", "passage")
+# What decides in the place of a category.
+BLOCK_LIST = "block_list"
+DOMAIN = "domain"
+# The actions that a threshold stands for, from mild to grave.
+STEPS = ACTIONS[1:]
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """From which score of one category a text is annotated and from which it is refused."""
+    """From which score of one category each action is taken, the milder no later than the graver.
 
-    annotate: float
-    refuse: float
+    Attributes:
+        doubt: least score of "harm" that a refusal takes; None takes the policy's.
+    """
+
+    annotate: float = NEVER
+    soften: float = NEVER
+    refuse: float = NEVER
+    escalate: float = NEVER
+    doubt: float | None = None
+
+    def action(self, score: float, *, certain: bool = True) -> Action:
+        """Return the gravest action that `score` reaches; where it is not `certain`, a refusal is an annotation."""
+        reached: Action = "allow"
+        doubted = False
+        for step in STEPS:
+            if score < getattr(self, step):
+                continue
+            if certain or step not in REFUSALS:
+                reached = step
+            else:
+                doubted = True
+        return "annotate" if doubted and reached == "allow" else reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,94 +59,85 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class PhraseRule:
+    """A list of phrases and where it holds."""
+
+    phrases: Phrases
+    directions: tuple[Direction, ...] = DIRECTIONS
+    action: Action = "refuse"
+
+
+Table = Mapping[Direction, Mapping[str, Thresholds]]
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
-    """Thresholds by direction and category.
+    """Thresholds by direction and category, lists, a domain, and what to say.
 
     Attributes:
+        table: direction → category, or HARM → thresholds.
         doubt: a kind of harm refuses only where "harm" itself is at least this: kinds alone name a subject, such as
-            weapons, and harmless texts have subjects too.
+            weapons, and harmless texts have subjects too. Means nothing where the model has no "harm".
+        labels: label of LABELS → thresholds of its probability.
+        models: beginning of a model's name → the policy for its scores, lists and texts left out.
     """
 
     name: str
-    table: Mapping[Direction, Mapping[str, Thresholds]]
-    doubt: float
+    table: Table
+    doubt: float = 0.0
+    labels: Mapping[str, Thresholds] = field(default_factory=dict)
+    block: tuple[PhraseRule, ...] = ()
+    allow: tuple[PhraseRule, ...] = ()
+    domain: DomainRule | None = None
+    texts: Texts = field(default_factory=Texts)
+    models: Mapping[str, "Policy"] = field(default_factory=dict)
+
+    def of(self, model: str) -> "Policy":
+        """Return the policy for the scores of `model`: the longest beginning of its name counts."""
+        known = [name for name in self.models if model.startswith(name)]
+        return self.models[max(known, key=len)] if known else self
 
     def decide(self, scores: Mapping[str, float], levels: Mapping[str, float], direction: Direction) -> Verdict:
         """Return label and action.
 
-        A category at its refusal threshold means intervention, one at its annotation threshold at least caution;
-        otherwise the likeliest of the five labels stands, the graver one of equals. Rater labels alone never refuse:
-        raters asked for intervention where someone was in need of help.
+        The gravest action that a category or a label reaches counts. A refusal means intervention, a category's
+        annotation at least caution; otherwise the likeliest of the five labels stands, the graver one of equals, and
+        whatever is not casual is annotated.
 
         Args:
             scores: category → 0..1; a category that is absent counts as 0.
-            levels: label of LABELS → probability.
+            levels: label of LABELS → probability; empty where the model has none.
             direction: which column of the table applies.
         """
-        thresholds = self.table[direction]
-        harm = scores.get("harm", 0.0)
-        over = [name for name, limit in thresholds.items() if scores.get(name, 0.0) >= limit.refuse]
-        if over and (harm >= self.doubt or "harm" in over):
-            return Verdict("needs intervention", "refuse", _kind(over, scores))
-        likeliest = max(LABELS, key=lambda label: (levels.get(label, 0.0), LABELS.index(label)))
-        over = [name for name, limit in thresholds.items() if scores.get(name, 0.0) >= limit.annotate]
-        if over:
-            return Verdict(max("needs caution", likeliest, key=LABELS.index), "annotate", _kind(over, scores))
-        return Verdict(likeliest, "allow" if likeliest == LABELS[0] else "annotate")
+        reached: dict[str, Action] = {}
+        for name, limits in self.table[direction].items():
+            doubt = self.doubt if limits.doubt is None else limits.doubt
+            certain = name == HARM or HARM not in scores or scores[HARM] >= doubt
+            reached[name] = limits.action(scores.get(name, 0.0), certain=certain)
+        voted = gravest([limits.action(levels.get(label, 0.0)) for label, limits in self.labels.items()])
+        action = gravest([*reached.values(), voted])
+        likeliest = _likeliest(levels)
+        if action == "allow":
+            return Verdict(likeliest, "allow" if likeliest == LABELS[0] else "annotate")
+        over = [name for name, one in reached.items() if one == action]
+        category = _kind(over, scores) if over else None
+        if action in REFUSALS:
+            return Verdict(LABELS[-1], action, category)
+        return Verdict(max("needs caution", likeliest, key=LABELS.index), action, category)
+
+
+def gravest(actions: list[Action]) -> Action:
+    """Return the gravest of some actions, "allow" of none."""
+    return max(actions, key=ACTIONS.index, default="allow")
+
+
+def _likeliest(levels: Mapping[str, float]) -> str:
+    if not levels:
+        return LABELS[0]
+    return max(LABELS, key=lambda label: (levels.get(label, 0.0), LABELS.index(label)))
 
 
 def _kind(over: list[str], scores: Mapping[str, float]) -> str:
     """Return the highest of the categories that are over; a kind of harm says more than "harm"."""
-    kinds = [name for name in over if name != "harm"] or over
-    return max(kinds, key=lambda name: scores[name])
-
-
-def _policy(name: str, doubt: float, **row: Thresholds) -> Policy:
-    """Return a policy with the same thresholds in every direction."""
-    return Policy(name, {"input": row, "output": row, "passage": row}, doubt)
-
-
-# A head's scores are calibrated when it is trained: of harmless everyday text one window in 20 reaches 0.2 and one in
-# 100 reaches 0.5, in each category. Refusal thresholds are set where on harmless chat, articles and technical prose
-# fewer than one window in 500 is refused by all of them together; weights/README.md has the figures.
-# `standard` refuses late, because a small head cannot well tell a harmful request from a harmless one on the same
-# subject: refusing early would mostly hit harmless ones. Swearing alone is noted, never refused.
-_STANDARD = {
-    "harm": Thresholds(0.5, 0.925),
-    "hate": Thresholds(0.8, 0.93),
-    "harassment": Thresholds(0.8, 0.91),
-    "violence": Thresholds(0.9, 0.9975),
-    "self_harm": Thresholds(0.8, 0.917),
-    "sexual": Thresholds(0.9, 0.993),
-    "illicit": Thresholds(0.8, 0.957),
-    "profanity": Thresholds(0.8, NEVER),
-}
-_STRICT = {
-    "harm": Thresholds(0.4, 0.8),
-    "hate": Thresholds(0.5, 0.85),
-    "harassment": Thresholds(0.5, 0.85),
-    "violence": Thresholds(0.8, 0.96),
-    "self_harm": Thresholds(0.5, 0.8),
-    "sexual": Thresholds(0.8, 0.96),
-    "illicit": Thresholds(0.5, 0.9),
-    "profanity": Thresholds(0.5, 0.98),
-}
-_MONITOR = {name: Thresholds(row.annotate, NEVER) for name, row in _STANDARD.items()}
-
-POLICIES: Mapping[str, Policy] = {
-    "standard": _policy("standard", 0.67, **_STANDARD),
-    "strict": _policy("strict", 0.5, **_STRICT),
-    "monitor": _policy("monitor", NEVER, **_MONITOR),
-}
-
-
-def named(name: str) -> Policy:
-    """Return the policy called `name`.
-
-    Raises:
-        ConfigError: there is none; the message lists those there are.
-    """
-    if name not in POLICIES:
-        known = ", ".join(POLICIES)
-        raise ConfigError(f"policy is {name!r}, expected one of {known}; set --policy or CHATKIT_POLICY")
-    return POLICIES[name]
+    kinds = [name for name in over if name != HARM] or over
+    return max(kinds, key=lambda name: scores.get(name, 0.0))

@@ -16,7 +16,7 @@ from chatkit.moderation.fit import Examples, fit_network
 from chatkit.moderation.head import WEIGHTS, HeadScorer
 from chatkit.moderation.moderator import PolicyModerator
 from chatkit.moderation.network import SCORED, Floats, Network, save_network
-from chatkit.moderation.policy import named
+from chatkit.moderation.policy_files import named
 from chatkit.protocols import Encoder
 from chatkit.release import overlapping_windows
 from chatkit.types import LABELS

@@ -9,7 +9,7 @@ from chatkit.moderation import head
 from chatkit.moderation.head import HeadScorer
 from chatkit.moderation.moderator import PolicyModerator
 from chatkit.moderation.network import SCORED
-from chatkit.moderation.policy import named
+from chatkit.moderation.policy_files import named
 from chatkit.release import WindowCutter
 from chatkit.types import LABELS
 
