@@ -86,6 +86,7 @@ CATCH_ALL = {
     ("chatkit.release", "checked"),
     ("chatkit.turns", "drive"),
     ("chatkit.models.decoding", "load_tokenizer"),
+    ("chatkit.models.judge_worker", "_written"),
     ("chatkit.models.upstream_format", "read_tokenizer"),
     ("chatkit.retrieval.apart", "_answer"),
     ("chatkit.retrieval.encoder", "_encode"),

@@ -89,6 +89,15 @@ class Template:
         messages = self._messages(text, direction, history)
         return [Question(messages, ask.arguments.get(direction, {})) for ask in asks]
 
+    def samples(self) -> list[tuple[Question, Question]]:
+        """Return pairs of questions that share what every question of one kind begins with: a policy, as a rule."""
+        pairs = []
+        directions: tuple[Direction, ...] = ("input", "output")
+        for direction in directions:
+            both = [self.questions(self.asks[:1], text, direction, ()) for text in ("a", "b")]
+            pairs.append((both[0][0], both[1][0]))
+        return pairs
+
     def _messages(self, text: str, direction: Direction, history: Sequence[str]) -> tuple[Message, ...]:
         """Return earlier turns and the text, the user first and by turns, whatever the history lacks."""
         output = direction == "output"

@@ -90,7 +90,20 @@ async def test_every_family_is_asked_and_read_over_http(template) -> None:
         answers(401),
         answers(302, location="http://elsewhere/"),
     ],
-    ids="refusal null empty html deep no-choices no-message bad-rows 500 404 401 302".split(),
+    ids=[
+        "refusal",
+        "null",
+        "empty",
+        "html",
+        "deep",
+        "no-choices",
+        "no-message",
+        "bad-rows",
+        "500",
+        "404",
+        "401",
+        "302",
+    ],
 )
 async def test_whatever_else_it_answers_is_unavailable(template, answer, monkeypatch) -> None:
     monkeypatch.setattr("chatkit.models.upstream_judge.wait_before", lambda *_: 0.0)
