@@ -53,12 +53,8 @@ def load_model(folder: Path, options: LoadOptions) -> Any:
             f"{str(folder)!r} holds a model of type {config.model_type!r}, which transformers has no causal language "
             "model for; name a chat model"
         )
-    settings: dict[str, Any] = {
-        "config": config,
-        "dtype": chosen_dtype(options.dtype, options.device),
-        "use_safetensors": True,
-    }
-    settings["trust_remote_code"] = False
+    settings: dict[str, Any] = {"config": config, "use_safetensors": True, "trust_remote_code": False}
+    settings["dtype"] = chosen_dtype(options.dtype, options.device)
     if options.tensor_parallel > 1:
         from transformers.distributed import DistributedConfig
 

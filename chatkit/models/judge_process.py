@@ -216,7 +216,7 @@ def _version(folder: Path) -> str:
     import hashlib
 
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")) + [folder / "config.json"]:
+    for file in [*sorted(folder.glob("*.safetensors")), folder / "config.json"]:
         if file.is_file():
             digest.update(f"{file.name} {file.stat().st_size} ".encode())
             with file.open("rb") as opened:

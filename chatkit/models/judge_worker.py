@@ -1,4 +1,4 @@
-"""The process that owns a judging model: asked how likely answers are, it says so, one question of the service at a time.
+"""The process that owns a judging model: asked how likely answers are, it says so, one check at a time.
 
 Commands come as JSON lines on stdin, events leave as JSON lines on stdout; the end of stdin is the end of the process.
 
@@ -67,9 +67,7 @@ class Judge:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, OSError, KeyError) as error:
-            raise BrokenModel(
-                f"{str(folder)!r} has no tokenizer that can be read: {worker_io.message(error)}"
-            ) from error
+            raise BrokenModel(f"{str(folder)!r} has no tokenizer to be read: {worker_io.message(error)}") from error
         self._parts = False
         pairs = options["samples"]
         if pairs and pairs[0][0].get("messages"):

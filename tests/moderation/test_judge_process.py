@@ -1,8 +1,10 @@
 """Judging models in their own process: they say what the model says in this one, and come back after their death."""
 
 import asyncio
+import math
 import os
 import signal
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,11 +14,11 @@ from chatkit.errors import BrokenModel, ConfigError, EngineFailed, ModelError, T
 from chatkit.judging import Question
 from chatkit.models import judge_process
 from chatkit.models.judge_process import JudgeOptions, ProcessJudge
+from chatkit.models.judge_worker import Judge
 from chatkit.moderation import gpt_jt
 from chatkit.moderation.gpt_jt import ModerationModel
 from chatkit.moderation.guard import LikelihoodGuard
 from chatkit.moderation.guard_templates import TEMPLATES
-from chatkit.types import Message
 from tests.moderation import tiny_judges
 
 pytestmark = pytest.mark.anyio
@@ -38,14 +40,9 @@ def folders(tmp_path_factory):
     return made
 
 
-async def opened(folder, name, samples=(), **options):
-    judge = ProcessJudge(folder, OPTIONS if not options else JudgeOptions(device="cpu", **options), name=name,
-                         samples=samples)  # fmt: skip
-    try:
-        await asyncio.to_thread(judge.start)
-    except BaseException:
-        await judge.close()
-        raise
+async def opened(folder, name, samples):
+    judge = ProcessJudge(folder, OPTIONS, name=name, samples=samples)
+    await asyncio.to_thread(judge.start)
     return judge
 
 
@@ -57,18 +54,16 @@ async def test_gpt_jt_in_its_process_scores_as_here_in_two_passes_at_the_most(fo
         model = ModerationModel(judge, least_chance=0)
         found = await model.score("I will.", direction="input", history=("How?", "So."))
         assert judge.forwards == begun + 2
-        again = await asyncio.gather(
-            *(model.score("I will.", direction="input", history=("How?", "So.")) for _ in "ab")
-        )
+        said = [model.score("I will.", direction="input", history=("How?", "So.")) for _ in "ab"]
+        again = await asyncio.gather(*said)
         assert judge.forwards == begun + 4
         assert again == [found, found]
         assert len(judge.version) == 12
         plain = AutoModelForCausalLM.from_pretrained(folders["gptj"], dtype=torch.float32)
         ids = AutoTokenizer.from_pretrained(folders["gptj"])
         each = [tiny_judges.chances(plain, ids("Hm:").input_ids, ids(text).input_ids) for text in (" x", " casual")]
-        assert (await judge.likelihoods([Question(prompt="Hm:")], [" x", " casual"]))[0] == pytest.approx(
-            each, abs=1e-4
-        )
+        rows = await judge.likelihoods([Question(prompt="Hm:")], [" x", " casual"])
+        assert rows[0] == pytest.approx(each, abs=1e-4)
         with pytest.raises(TooLarge, match="at most 2048"):
             await judge.likelihoods([Question(prompt="a " * 3000)], [" x"])
         assert not (await model.score("word " * 1000, direction="output")).unavailable
@@ -78,9 +73,7 @@ async def test_gpt_jt_in_its_process_scores_as_here_in_two_passes_at_the_most(fo
         await judge.likelihoods([Question(prompt="a")], [" x"])
 
 
-async def test_a_guard_is_asked_in_the_template_of_its_folder_and_comes_back_after_its_death(
-    folders, monkeypatch
-) -> None:
+async def test_a_guard_is_asked_in_its_folders_template_and_comes_back(folders, monkeypatch) -> None:
     template = TEMPLATES["llama-guard"]
     judge = await opened(folders["parts"], "llama-guard", template.samples())
     try:
@@ -91,13 +84,7 @@ async def test_a_guard_is_asked_in_the_template_of_its_folder_and_comes_back_aft
         plain = AutoModelForCausalLM.from_pretrained(folders["parts"], dtype=torch.float32)
         spelled = {v.word: v.spellings for v in template.verdicts}
         chance = {
-            word: sum(
-                torch.tensor(tiny_judges.chances(plain, ids(written).input_ids, ids(text).input_ids))
-                .double()
-                .exp()
-                .item()
-                for text in texts
-            )
+            word: sum(math.exp(tiny_judges.chances(plain, ids(written).input_ids, ids(t).input_ids)) for t in texts)
             for word, texts in spelled.items()
         }
         assert found.scores["harm"] == pytest.approx(chance["unsafe"] / sum(chance.values()), rel=1e-3)
@@ -108,30 +95,39 @@ async def test_a_guard_is_asked_in_the_template_of_its_folder_and_comes_back_aft
             await guard.score("Do it.", direction="input")
         monkeypatch.setattr(judge_process, "_AGAIN_AFTER_S", 0.0)
         assert (await guard.score("Do it.", direction="output", history=("Should I?",))) == found
-    finally:
-        await judge.close()
-
-
-async def test_a_process_that_hangs_is_given_up(folders) -> None:
-    judge = await opened(folders["guided"], "guided", TEMPLATES["shieldgemma"].samples(), answer_s=1.0)
-    try:
-        question = Question((Message("user", "Hi"),), {"guideline": "none"})
-        assert len(await judge.likelihoods([question] * 3, ["Yes", "No"])) == 3
+        judge._answer_s = 1.0
         os.kill(judge._process.pid, signal.SIGSTOP)
         with pytest.raises(EngineFailed, match="not answered for 1 s"):
-            await judge.likelihoods([question], ["Yes"])
+            await guard.score("Do it.", direction="input")
     finally:
         await judge.close()
 
 
-async def test_a_model_that_cannot_be_used_is_named_at_the_start(folders, tmp_path) -> None:
+async def test_a_model_that_cannot_be_used_is_named_at_the_start(tmp_path) -> None:
+    judge = ProcessJudge(tmp_path, OPTIONS, name="nothing")
     with pytest.raises(ModelError, match="cannot be loaded"):
-        await opened(tmp_path, "nothing")
-    if not torch.cuda.is_available():
-        judge = ProcessJudge(folders["gptj"], JudgeOptions(device="cuda:9"), name="far")
-        with pytest.raises(ConfigError, match="cuda:9"):
-            await asyncio.to_thread(judge.start)
-        await judge.close()
+        await asyncio.to_thread(judge.start)
+    await judge.close()
+
+
+def here(folder, template, **options):
+    """Return what the process holds, in this one."""
+    pairs = [[judge_process._as_json(one) for one in pair] for pair in TEMPLATES[template].samples()]
+    return Judge(asdict(JudgeOptions(**{"device": "cpu", **options})) | {"model": str(folder), "samples": pairs})
+
+
+async def test_a_template_is_given_its_policy_and_has_to_write_what_is_judged(folders, tmp_path) -> None:
+    judge = here(folders["guided"], "shieldgemma")
+    question = {"messages": [["user", "Hi"]], "arguments": {"guideline": "no greetings"}}
+    assert judge._written(question) == "Hi * no greetings Violated?"
+    event = judge.answer({"ask": 4, "questions": [question] * 3, "answers": ["Yes", "No"]})
+    assert (event["answer"], len(event["likelihoods"])) == (4, 3)
     deaf = tiny_judges.make(tmp_path / "deaf", "llama", template="{{ 'Is it safe?' }}")
     with pytest.raises(BrokenModel, match="leaves out what is to be judged"):
-        await opened(deaf, "deaf", TEMPLATES["llama-guard"].samples())
+        here(deaf, "llama-guard")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+async def test_a_device_that_is_not_there_is_named(folders) -> None:
+    with pytest.raises(ConfigError, match="cuda:9"):
+        here(folders["gptj"], "llama-guard", device="cuda:9")

@@ -14,7 +14,7 @@ from chatkit.models.upstream_judge import UpstreamJudge
 from chatkit.moderation.guard import ReplyGuard
 from chatkit.moderation.guard_templates import TEMPLATES
 from chatkit.moderation.moderator import PolicyModerator
-from chatkit.moderation.policy import named
+from chatkit.moderation.policy_files import named
 from chatkit.release import checked
 from tests.models.upstream_fake import answers, running, stalls
 
