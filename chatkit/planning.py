@@ -1,4 +1,4 @@
-"""Before a turn is accepted: the session is loaded and the message checked side by side, then search and prompt."""
+"""Before a turn is accepted: the session is loaded, then the message checked beside the search, then the prompt."""
 
 import asyncio
 import secrets
@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from chatkit import prompts, release
+from chatkit.checking import Checks, PassageCheck
 from chatkit.conversation import Conversation
 from chatkit.errors import InvalidRequest, NotFound, TooLarge
-from chatkit.protocols import LanguageModel, Moderator, NewTurn, PartsRetriever, Retriever, Ticket, TurnStore
+from chatkit.protocols import LanguageModel, NewTurn, PartsRetriever, Retriever, Ticket, TurnStore
 from chatkit.retrievers import in_one
-from chatkit.types import ChatRequest, ModerationResult, Passage, QueryPart, Turn, check_id
+from chatkit.types import ChatRequest, ModerationResult, Passage, QueryPart, Turn, Withheld, check_id
 
 # Earlier messages that a search goes by beside the newest, what the last of them counts, and what each before it
 # counts of the one after it. On mtrag-un (377 last questions of long conversations) that finds .96 of the passages
@@ -21,8 +22,6 @@ from chatkit.types import ChatRequest, ModerationResult, Passage, QueryPart, Tur
 _EARLIER = 4
 _EARLIER_WEIGHT = 0.4
 _EARLIER_DECAY = 0.6
-# Messages of one request that are checked side by side: a long history must not fill the encoder for everybody else.
-_CHECKS_AT_ONCE = 8
 # A prompt of more characters is built and counted in a thread, so that nobody else waits for the milliseconds that
 # takes. A shorter one takes about one; the way there and back takes a twentieth of that, and more on a busy machine.
 _LONG_PROMPT = 2_000
@@ -40,6 +39,8 @@ class ServiceOptions:
     refusal: str = "I cannot help with that."
     gate: release.GateMode = "check_first"
     refuse_unchecked_input: bool = True
+    check_timeout_s: float = release.CHECK_TIMEOUT
+    passage_check: PassageCheck = "all"
     deadline_s: float = 120.0
     history_turns: int = 64
     max_message_chars: int = 100_000
@@ -54,16 +55,17 @@ class Plan:
     conversation: Conversation
     passages: tuple[Passage, ...] = ()
     prompt: prompts.Prompt | None = None
+    withheld: tuple[Withheld, ...] = ()
 
 
 class Planner:
     """Turns requests into plans; see OpenChatKitService for the parts."""
 
     def __init__(
-        self, model: LanguageModel, moderator: Moderator, retriever: Retriever | None, options: ServiceOptions
+        self, model: LanguageModel, checks: Checks, retriever: Retriever | None, options: ServiceOptions
     ) -> None:
         self._model = model
-        self._moderator = moderator
+        self._checks = checks
         self._retriever = retriever
         self._options = options
 
@@ -86,25 +88,23 @@ class Planner:
             _validate_history(request, self._options.max_message_chars)
 
     async def plan(self, request: ChatRequest, store: TurnStore, watch: "Stopwatch") -> Plan:
-        """Load the session and check the message side by side, search beside the check, and build the prompt."""
-        check = asyncio.create_task(self._check_input(request, watch))
-        search: asyncio.Task[tuple[Passage, ...]] | None = None
+        """Load the session, check the message and search side by side, and build the prompt."""
+        new, conversation = await self._load(request, store)
+        turns = conversation.context(before=request.replaces)
+        check = asyncio.create_task(self._check_input(request, turns, watch))
+        search = asyncio.create_task(self._search(request, Conversation(turns), watch))
         try:
-            new, conversation = await self._load(request, store)
-            kept = Conversation(conversation.context(before=request.replaces))
-            search = asyncio.create_task(self._search(request, kept, watch))
             verdict = await check
             if verdict.flagged or (verdict.unavailable and self._options.refuse_unchecked_input):
                 label = "unavailable" if verdict.unavailable else verdict.label
                 refused = replace(new, status="blocked", label=label)
                 return Plan(refused, verdict, conversation)
-            passages = await search
+            passages, withheld = await search
         finally:
             for task in (check, search):
-                if task:
-                    task.cancel()
-        prompt = await self._prompt(request, conversation.context(before=request.replaces), passages)
-        return Plan(new, verdict, conversation, passages, prompt)
+                task.cancel()
+        plan = Plan(new, verdict, conversation, passages, withheld=withheld)
+        return replace(plan, prompt=await self._prompt(request, turns, plan))
 
     async def prompt_before(self, request: ChatRequest, ticket: Ticket, plan: Plan) -> prompts.Prompt:
         """Return the planned prompt, built again where an aborted turn runs under its old number before later ones."""
@@ -113,7 +113,7 @@ class Planner:
         context = plan.conversation.context(before=min(ticket.seq, request.replaces or ticket.seq))
         if context == plan.conversation.context(before=request.replaces):
             return plan.prompt
-        return await self._prompt(request, context, plan.passages)
+        return await self._prompt(request, context, plan)
 
     async def _load(self, request: ChatRequest, store: TurnStore) -> tuple[NewTurn, Conversation]:
         opens = request.session_id is None and request.history is None
@@ -147,24 +147,23 @@ class Planner:
         before = sum(turn.seq < replaces for turn in conversation)
         return replace(conversation, turns=conversation.turns[max(0, before - limit) :]).in_blocks(limit)
 
-    async def _check_input(self, request: ChatRequest, watch: "Stopwatch") -> ModerationResult:
-        """Check everything that nobody has checked yet: the message, and what the caller says was before it."""
-        kept = (request.instructions, *(message.content for message in request.history or ()))
-        texts = [request.text, *(text for text in kept if text.strip())]
-        verdicts: list[ModerationResult] = []
-        for start in range(0, len(texts), _CHECKS_AT_ONCE):
-            part = texts[start : start + _CHECKS_AT_ONCE]
-            checks = (release.checked(self._moderator, text, direction="input") for text in part)
-            verdicts += await asyncio.gather(*checks)
-            if any(verdict.flagged for verdict in verdicts):
-                break
+    async def _check_input(self, request: ChatRequest, turns: tuple[Turn, ...], watch: "Stopwatch") -> ModerationResult:
+        verdict = await self._checks.message(request, turns)
         watch.mark("moderation_input")
-        flagged = next((verdict for verdict in verdicts if verdict.flagged), None)
-        return flagged or next((verdict for verdict in verdicts if verdict.unavailable), verdicts[0])
+        return verdict
 
     async def _search(
         self, request: ChatRequest, conversation: Conversation, watch: "Stopwatch"
-    ) -> tuple[Passage, ...]:
+    ) -> tuple[tuple[Passage, ...], tuple[Withheld, ...]]:
+        """Return the passages that may be used, and what moderation says of others."""
+        passages = near_best(await self._found(request, conversation, watch), self._options.min_ratio)
+        if not passages:
+            return (), ()
+        allowed, withheld = await self._checks.passages(passages)
+        watch.mark("moderation_passages")
+        return allowed, withheld
+
+    async def _found(self, request: ChatRequest, conversation: Conversation, watch: "Stopwatch") -> tuple[Passage, ...]:
         asked = request.retrieval
         if not asked.enabled:
             if asked.index is not None:
@@ -189,16 +188,16 @@ class Planner:
             filters = {"where": where} if where else {}
             passages = await self._retriever.search(in_one(parts), k=asked.k, index=asked.index, **filters)
         watch.mark("retrieval")
-        return near_best(passages, self._options.min_ratio)
+        return passages
 
-    async def _prompt(
-        self, request: ChatRequest, turns: tuple[Turn, ...], passages: tuple[Passage, ...]
-    ) -> prompts.Prompt:
+    async def _prompt(self, request: ChatRequest, turns: tuple[Turn, ...], plan: Plan) -> prompts.Prompt:
         form, reserve, window = self._model.format, request.sampling.max_new_tokens, self._model.context_window
         if reserve >= window:
             raise InvalidRequest(
                 f"max_new_tokens is {reserve}, but {self._model.name} holds {window} tokens of prompt and answer"
             )
+        passages = plan.passages
+        quoted = {one.passage_id for one in plan.withheld if one.action == "quoted"}
         today = datetime.now(UTC).strftime("%A, %d %B %Y")  # the day, no clock: the prefix holds until midnight
         own = f"{self._options.system_prompt} Today is {today}." if self._options.system_prompt else ""
 
@@ -213,6 +212,7 @@ class Planner:
                 window=window,
                 reserve=reserve,
                 header=self._options.source_prompt,
+                quoted=quoted,
             )
 
         size = len(request.text) + len(request.instructions) + sum(len(passage.text) for passage in passages)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from chatkit.conversation import Conversation
 from chatkit.encoders import Embedder as Embedder
@@ -130,6 +130,15 @@ class Moderator(Protocol):
         self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
     ) -> ModerationResult:
         """Judge `text`; see `Scorer.score` for the arguments. The policy may differ by direction."""
+        ...
+
+
+@runtime_checkable
+class JudgesScores(Protocol):
+    """A moderator that can also judge what was scored before."""
+
+    def judge(self, found: Scores, text: str, *, direction: Direction) -> ModerationResult:
+        """Judge `text` by the scores that it has."""
         ...
 
 

@@ -1,89 +1,28 @@
-"""The release gate: output leaves in moderated windows. Knows no model, no store and no protocol of the wire.
-
-A window is a sentence, or a piece of one where sentences are long. Cutting depends on the text alone, never on how it
-was split into chunks, so the windows of a stream are the windows of the whole text.
-"""
+"""The release gate: output leaves in moderated windows. Knows no model, no store and no protocol of the wire."""
 
 import asyncio
 import logging
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
 from chatkit.protocols import Moderator
-from chatkit.types import Chunk, Direction, FinishReason, ModerationResult, Usage
+from chatkit.types import ACTIONS, LABELS, Chunk, Direction, FinishReason, ModerationResult, Usage
+from chatkit.windows import MAX_WINDOW as MAX_WINDOW
+from chatkit.windows import MIN_WINDOW as MIN_WINDOW
+from chatkit.windows import OVERLAP as OVERLAP
+from chatkit.windows import WindowCutter as WindowCutter
+from chatkit.windows import overlapping_windows as overlapping_windows
+from chatkit.windows import tail as tail
 
 log = logging.getLogger(__name__)
 
 GateMode = Literal["check_first", "stream_first", "final_only"]
 
-# A sentence shorter than this waits for the next: "1." and "Dr." are no windows. Characters.
-MIN_WINDOW = 24
-# A window is cut here at the latest, at a space where there is one in its second half. Characters.
-MAX_WINDOW = 240
-# A window is judged with this much of what stands before it, so that nothing hides across a cut. Characters.
-OVERLAP = 60
+# Checks of one answer that run at once; further windows wait for one of them.
+_CHECKS_AT_ONCE = 4
 # A check that takes longer did not run. Seconds; a window costs the embedded head milliseconds, a guard model more.
 CHECK_TIMEOUT = 20.0
-
-_SENTENCE_END = re.compile(r"[.!?…][\"')\]»”’]*\s|\n|[。！？]")
-
-
-class WindowCutter:
-    """Cuts a stream of text into windows; joined again they are the text, character by character."""
-
-    def __init__(self) -> None:
-        self._held = ""
-
-    def feed(self, text: str) -> list[str]:
-        """Take more text and return the windows that are now complete."""
-        self._held += text
-        windows = []
-        while cut := _first_cut(self._held):
-            windows.append(self._held[:cut])
-            self._held = self._held[cut:]
-        return windows
-
-    def flush(self) -> str:
-        """Return what is left; the text has ended."""
-        rest, self._held = self._held, ""
-        return rest
-
-
-def _first_cut(text: str) -> int:
-    """Return where the first window of `text` ends, 0 while that is open."""
-    for match in _SENTENCE_END.finditer(text, 0, MAX_WINDOW):
-        if match.end() >= MIN_WINDOW:
-            return match.end()
-    if len(text) < MAX_WINDOW:
-        return 0
-    space = text.rfind(" ", MAX_WINDOW // 2, MAX_WINDOW)
-    return space + 1 if space > 0 else MAX_WINDOW
-
-
-def overlapping_windows(text: str, before: str = "") -> list[str]:
-    """Return the windows of `text`, each with up to OVERLAP characters of what stands before it.
-
-    These are what a moderator judges: the units of a whole text are the units of its stream, so results can be cached.
-    """
-    cutter = WindowCutter()
-    units = []
-    said = before
-    for window in [*cutter.feed(text), cutter.flush()]:
-        if window.strip():
-            units.append(tail(said) + window)
-        said = (said + window)[-2 * OVERLAP :]
-    return units
-
-
-def tail(text: str) -> str:
-    """Return the last words of `text`, at most OVERLAP characters of them."""
-    if len(text) <= OVERLAP:
-        return text
-    piece = text[-OVERLAP:]
-    space = piece.find(" ")
-    return piece[space + 1 :] if 0 <= space < OVERLAP - 1 else piece
 
 
 async def checked(
@@ -98,12 +37,16 @@ async def checked(
     """Return the moderator's verdict; a check that fails or takes too long is `unavailable`, never safe."""
     try:
         async with asyncio.timeout(timeout):
-            return await moderator.check(text, direction=direction, before=before, history=history)
+            verdict = await moderator.check(text, direction=direction, before=before, history=history)
     except TimeoutError:
         log.error("moderation of %s took more than %.0f s", direction, timeout)
     except Exception:  # whatever an adapter raises, the text was not checked
         log.exception("moderation of %s failed", direction)
-    return ModerationResult(flagged=False, action="allow", label=None, unavailable=True)
+    else:
+        if isinstance(verdict, ModerationResult) and (verdict.unavailable or verdict.label in LABELS):
+            return verdict
+        log.error("moderation of %s answered what is no verdict: a %s", direction, type(verdict).__name__)
+    return ModerationResult(flagged=False, label=None, unavailable=True)
 
 
 class ReleaseGate:
@@ -111,18 +54,35 @@ class ReleaseGate:
 
     Checks run while the model goes on: one task reads and cuts, the iterator waits for verdicts in order.
 
+    Args:
+        history: what was said before, the message that is answered last; see `Scorer.score`.
+        timeout: of each check, seconds.
+
     Attributes (after iteration):
-        result: the verdict that decided; the whole text's when nothing was flagged.
+        result: the verdict that decided; the gravest when nothing was flagged, the whole text's among equals.
+        notices: what the policy wants said after a text that it lets out softened, each once.
         blocked: the text was flagged or could not be checked.
         text: what was let out.
         finish_reason, usage: as the model reported them.
         first_window_at: event loop time at which the first window was complete, before its check; None without one.
     """
 
-    def __init__(self, chunks: AsyncIterator[Chunk], moderator: Moderator, mode: GateMode) -> None:
+    def __init__(
+        self,
+        chunks: AsyncIterator[Chunk],
+        moderator: Moderator,
+        mode: GateMode,
+        *,
+        history: tuple[str, ...] = (),
+        timeout: float = CHECK_TIMEOUT,
+    ) -> None:
         self._chunks = chunks
         self._moderator = moderator
         self._mode = mode
+        self._history = history
+        self._timeout = timeout
+        self._turn = asyncio.Semaphore(_CHECKS_AT_ONCE)
+        self.notices: list[str] = []
         self._windows: asyncio.Queue[_Window | None] = asyncio.Queue()
         self.result = ModerationResult(flagged=False)
         self.blocked = False
@@ -190,23 +150,31 @@ class ReleaseGate:
             return
         check = None
         if window.strip():
-            check = asyncio.create_task(checked(self._moderator, window, direction="output", before=said))
+            check = asyncio.create_task(self._checked(window, said))
         self._windows.put_nowait(_Window(window, check))
+
+    async def _checked(self, text: str, before: str = "") -> ModerationResult:
+        async with self._turn:
+            return await checked(
+                self._moderator,
+                text,
+                direction="output",
+                before=before,
+                history=self._history,
+                timeout=self._timeout,
+            )
 
     async def _whole_is_fine(self) -> bool:
         """Judge the whole text; window by window it may be harmless."""
-        if not self.text.strip():
-            return True
-        verdict = await checked(self._moderator, self.text, direction="output")
-        if self._refuses(verdict):
-            return False
-        self.result = verdict
-        return True
+        return not self.text.strip() or not self._refuses(await self._checked(self.text))
 
     def _refuses(self, verdict: ModerationResult) -> bool:
-        if verdict.flagged or verdict.unavailable:
+        """Take a verdict into account, and return whether nothing more may leave."""
+        self.blocked = verdict.flagged or verdict.unavailable
+        if self.blocked or ACTIONS.index(verdict.action) >= ACTIONS.index(self.result.action):
             self.result = verdict
-            self.blocked = True
+        if verdict.action == "soften" and verdict.notice and verdict.notice not in self.notices:
+            self.notices.append(verdict.notice)
         return self.blocked
 
     def _drop_checks(self) -> None:

@@ -9,8 +9,10 @@ from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import replace
 
 from chatkit import prompts, release, stopping
+from chatkit.checking import Checks, context_of
 from chatkit.citations import Attributor
 from chatkit.errors import Conflict, NotSaved, StoreFailed
+from chatkit.feedback import Feedback
 from chatkit.planning import Plan, Planner, ServiceOptions, Stopwatch
 from chatkit.protocols import (
     Embedder,
@@ -27,6 +29,7 @@ from chatkit.types import (
     ChatRequest,
     Chunk,
     Citation,
+    Direction,
     Event,
     ModerationResult,
     Owner,
@@ -51,6 +54,10 @@ class OpenChatKitService:
         attributor: attributes the sentences of an answer to its passages; None leaves that out.
         embedders: for those who ask for vectors, the first where they name none; a turn needs no one.
         archive: for those who read and remove sessions; a turn needs none.
+        feedback: takes reports of wrong refusals; None takes none.
+
+    Attributes:
+        checks: what moderation said so far, counted.
         resources: closed with the service.
     """
 
@@ -65,16 +72,18 @@ class OpenChatKitService:
         embedders: Sequence[Embedder] = (),
         archive: SessionStore | None = None,
         options: ServiceOptions | None = None,
+        feedback: Feedback | None = None,
         resources: AsyncExitStack | None = None,
     ) -> None:
         self.model = model
         self.embedders = tuple(embedders)
         self.archive = archive
-        self._moderator = moderator
+        self.feedback = feedback
         self._store = store
         self._attributor = attributor
         self._options = options or ServiceOptions()
-        self._planner = Planner(model, moderator, retriever, self._options)
+        self.checks = Checks(moderator, timeout=self._options.check_timeout_s, passages=self._options.passage_check)
+        self._planner = Planner(model, self.checks, retriever, self._options)
         self._resources = resources or AsyncExitStack()
         self.turns = LiveTurns()
 
@@ -135,11 +144,11 @@ class OpenChatKitService:
         accepted = await store.accept(plan.turn)
         watch.mark("accept")
         if accepted.repeat is not None:
-            ending = self._replay(accepted.session_id, accepted.repeat)
+            ending = self._replay(accepted.session_id, accepted.repeat, plan.verdict)
         elif accepted.ticket is None:
             raise AssertionError("accept returns a ticket or a repeat")
         elif plan.prompt is None:
-            ending = self._refuse(accepted.ticket, plan.verdict, watch)
+            ending = self._refuse(request, accepted.ticket, plan.verdict, watch)
         else:
             ending = self._answer(request, live, store, accepted.ticket, plan, watch)
         async for event in ending:
@@ -155,6 +164,7 @@ class OpenChatKitService:
         watch: Stopwatch,
     ) -> AsyncIterator[Event]:
         """Generate, moderate and store the reply of an accepted turn."""
+        self.checks.note("input", plan.verdict, session_hint(ticket))
         prompt = await self._planner.prompt_before(request, ticket, plan)
         lease = asyncio.create_task(_keep_lease(store, ticket))
         deadline = asyncio.get_running_loop().call_later(request.deadline_s or self._options.deadline_s, live.expire)
@@ -168,9 +178,12 @@ class OpenChatKitService:
             if prompt.passages:
                 yield Retrieved(prompt.passages)
             chunks = _ending_at_deadline(live, stopping.hold_back(generation, words))
-            gate = release.ReleaseGate(chunks, self._moderator, self._options.gate)
+            gate = self._gate(chunks, request, plan)
             async for text in gate.released():
                 watch.first("first_delta")
+                sent += text
+                yield TextDelta(text)
+            for text in self._notices(gate, plan, live):
                 sent += text
                 yield TextDelta(text)
             watch.at("first_token", gate.first_token_at)
@@ -185,13 +198,15 @@ class OpenChatKitService:
             deadline.cancel()
             lease.cancel()
         outcome = self._outcome(gate, prompt, live.sent_text() if live.cancelled else sent, live.cancelled)
+        self.checks.note("output", gate.result, session_hint(ticket))
+        refusal = gate.result.notice or self._options.refusal
         if gate.blocked:
-            yield Replace(self._options.refusal, gate.result.label)
+            yield Replace(refusal, gate.result.label)
         await _finish(store, ticket, outcome)
         watch.mark("finish")
         citations = await self._cited(outcome, watch)
         yield Reply(
-            text=self._options.refusal if gate.blocked else outcome.assistant,
+            text=refusal if gate.blocked else outcome.assistant,
             session_id=ticket.session_id,
             request_id=ticket.request_id,
             seq=ticket.seq,
@@ -204,7 +219,27 @@ class OpenChatKitService:
             moderation_output=gate.result,
             dropped_turns=prompt.dropped_turns + min(plan.conversation.left_out, (request.replaces or ticket.seq) - 1),
             dropped_passages=prompt.dropped_passages,
+            withheld=plan.withheld,
+            feedback=self._token(gate.result, "output", request) if gate.blocked else "",
         )
+
+    def _gate(self, chunks: AsyncIterator[Chunk], request: ChatRequest, plan: Plan) -> release.ReleaseGate:
+        said = (*context_of(plan.conversation.context(before=request.replaces)), request.text)
+        return release.ReleaseGate(
+            chunks, self.checks.moderator, self._options.gate, history=said, timeout=self._options.check_timeout_s
+        )
+
+    def _notices(self, gate: release.ReleaseGate, plan: Plan, live: LiveTurn) -> list[str]:
+        """Return what follows an answer that is let out softened, as deltas."""
+        if gate.blocked or live.cancelled or gate.finish_reason == "aborted":
+            return []
+        asked = [plan.verdict.notice] if plan.verdict.action == "soften" and plan.verdict.notice else []
+        return [f"\n\n{notice}" for notice in dict.fromkeys([*asked, *gate.notices])]
+
+    def _token(self, verdict: ModerationResult, direction: Direction, request: ChatRequest) -> str:
+        if self.feedback is None or not verdict.flagged:
+            return ""
+        return self.feedback.token(verdict, direction, request.text)
 
     async def _cited(self, outcome: Outcome, watch: Stopwatch) -> tuple[Citation, ...]:
         """Attribute a complete answer to the passages of its prompt."""
@@ -223,24 +258,34 @@ class OpenChatKitService:
             return Outcome("aborted", "aborted", sent, usage=gate.usage, passages=prompt.passages)
         return Outcome("complete", gate.finish_reason, sent, usage=gate.usage, passages=prompt.passages)
 
-    async def _refuse(self, ticket: Ticket, verdict: ModerationResult, watch: Stopwatch) -> AsyncIterator[Event]:
+    async def _refuse(
+        self, request: ChatRequest, ticket: Ticket, verdict: ModerationResult, watch: Stopwatch
+    ) -> AsyncIterator[Event]:
         """Answer a refused message, stored by label and length."""
+        self.checks.note("input", verdict, session_hint(ticket))
+        refusal = verdict.notice or self._options.refusal
         yield TurnStarted(ticket.session_id, ticket.request_id)
-        yield Replace(self._options.refusal, verdict.label)
+        yield Replace(refusal, verdict.label)
         yield Reply(
-            text=self._options.refusal,
+            text=refusal,
             session_id=ticket.session_id,
             request_id=ticket.request_id,
             seq=ticket.seq,
             finish_reason="content_filter",
             timings=watch.total(),
             moderation_input=verdict,
+            feedback=self._token(verdict, "input", request),
         )
 
-    async def _replay(self, session_id: str, turn: Turn) -> AsyncIterator[Event]:
-        """Yield the events of a turn that is finished: the stored answer, not a second one."""
+    async def _replay(self, session_id: str, turn: Turn, verdict: ModerationResult) -> AsyncIterator[Event]:
+        """Yield the events of a turn that is finished: the stored answer, not a second one.
+
+        Args:
+            verdict: of the message, checked again; words of a refusal are not stored.
+        """
         blocked = turn.status == "blocked"
-        text = self._options.refusal if blocked else turn.assistant
+        notice = verdict.notice if verdict.flagged and turn.blocked == "input" else ""
+        text = (notice or self._options.refusal) if blocked else turn.assistant
         yield TurnStarted(session_id, turn.request_id)
         if turn.passages:
             yield Retrieved(turn.passages)

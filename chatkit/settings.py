@@ -195,6 +195,9 @@ class Settings:
         "What stands in place of a blocked message or answer; empty takes the words of the policy.",
     )
     check_timeout_s: float = _setting(20.0, "Seconds after which a check of a text counts as one that could not run.")
+    passage_check: Literal["all", "scanned", "off"] = _setting(
+        "all", "Passages that the policy judges before a prompt: all, those whose index has their scores, or none."
+    )
     feedback: bool = _setting(
         False, "Let users report a wrong refusal; what they report is kept in <home>/feedback.jsonl, and nothing else."
     )
@@ -288,6 +291,11 @@ class Settings:
     def key_database(self) -> Path:
         """The keys of sessions in SQLite, apart from their text so that a copy of one lacks the other."""
         return self.home / "session-keys.sqlite3"
+
+    @property
+    def feedback_file(self) -> Path:
+        """Reports of wrong refusals."""
+        return self.home / "feedback.jsonl"
 
     @property
     def key_table(self) -> str:

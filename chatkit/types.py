@@ -66,6 +66,7 @@ class Passage:
         text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
         page: from 1; 0 where the format has no pages.
         document: id of the document within its source: the source, or "SOURCE#ROW" where one file holds many.
+        risks: category → score pairs, as moderation scored `text` when the index was built; empty where it did not.
     """
 
     id: str
@@ -79,6 +80,7 @@ class Passage:
     text_hash: str = ""
     page: int = 0
     document: str = ""
+    risks: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +313,22 @@ class Citation:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """A passage that was found and that moderation kept from the prompt, or let in as a quotation only.
+
+    Attributes:
+        category, label: of the verdict, as in ModerationResult.
+        unavailable: it could not be checked.
+    """
+
+    passage_id: str
+    action: Literal["dropped", "quoted"]
+    category: str | None = None
+    label: str | None = None
+    unavailable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """The turn is stored and this is its result.
 
@@ -322,6 +340,8 @@ class Reply:
         dropped_turns: how many of the oldest turns the prompt leaves out. Of those too old to be loaded every number
             counts, also of a turn that had no answer.
         dropped_passages: how many of the passages found did not fit it, the worst ones.
+        withheld: passages that moderation dropped, or let in as quotations, and why.
+        feedback: of a refusal, a token by which a user may report it as wrong; "" where nobody takes reports.
         replayed: the answer comes from the store, the request was a repeat.
     """
 
@@ -338,6 +358,8 @@ class Reply:
     moderation_output: ModerationResult | None = None
     dropped_turns: int = 0
     dropped_passages: int = 0
+    withheld: tuple[Withheld, ...] = ()
+    feedback: str = ""
     replayed: bool = False
 
 

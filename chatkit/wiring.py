@@ -13,6 +13,7 @@ from chatkit import retrieving
 from chatkit.citations import Attributor
 from chatkit.engines import open_model
 from chatkit.errors import ConfigError, ModelError
+from chatkit.feedback import Feedback
 from chatkit.planning import ServiceOptions
 from chatkit.protocols import Embedder, Encoder, Moderator, Retriever, SessionStore
 from chatkit.retrieving import OpenRetriever
@@ -61,6 +62,8 @@ async def build_service(
             refusal=settings.refusal or ServiceOptions.refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
+            check_timeout_s=settings.check_timeout_s,
+            passage_check=settings.passage_check,
             deadline_s=settings.deadline_s,
             history_turns=settings.history_turns,
         )
@@ -78,6 +81,7 @@ async def build_service(
             embedders=embedders,
             archive=store,
             options=options,
+            feedback=Feedback(settings.feedback_file) if settings.feedback else None,
             resources=resources,
         )
 

@@ -41,14 +41,27 @@ class PolicyModerator:
         The lists go first: what they refuse, or what consists of allowed phrases alone, is not scored.
         """
         listed, allowed = self._listed(text, before, direction)
+        spoken = history[-1] if direction == "output" and history else text
         if listed in REFUSALS:
-            return self._result(Scores(model=_LISTS), Verdict(LABELS[-1], listed, BLOCK_LIST), text)
+            return self._result(Scores(model=_LISTS), Verdict(LABELS[-1], listed, BLOCK_LIST), spoken)
         if allowed:
             return ModerationResult(flagged=False, model=_LISTS)
         found, outside = await asyncio.gather(
             self._scorer.score(text, direction=direction, before=before, history=history),
             self._is_outside(text, direction, history),
         )
+        return self._judged(found, direction, listed, outside, spoken)
+
+    def judge(self, found: Scores, text: str, *, direction: Direction) -> ModerationResult:
+        """Judge `text` by scores that were made before; lists count as well, the domain does not."""
+        listed, allowed = self._listed(text, "", direction)
+        if allowed:
+            return ModerationResult(flagged=False, model=_LISTS)
+        return self._judged(found, direction, listed, False, text)
+
+    def _judged(
+        self, found: Scores, direction: Direction, listed: Action, outside: bool, spoken: str
+    ) -> ModerationResult:
         if found.unavailable or not _sane(found):
             return ModerationResult(
                 flagged=False, label=None, unavailable=True, model=found.model, version=found.version
@@ -57,7 +70,7 @@ class PolicyModerator:
         verdict = _at_least(verdict, listed, BLOCK_LIST)
         if outside and self._policy.domain is not None:
             verdict = _at_least(verdict, self._policy.domain.action, DOMAIN)
-        return self._result(found, verdict, text)
+        return self._result(found, verdict, spoken)
 
     def _listed(self, text: str, before: str, direction: Direction) -> tuple[Action, bool]:
         """Return the gravest action of the block lists, and whether `text` is made of allowed phrases alone."""
@@ -77,7 +90,7 @@ class PolicyModerator:
             return False
         return await self._domain.is_outside(text, direction=direction, history=history)
 
-    def _result(self, found: Scores, verdict: Verdict, text: str) -> ModerationResult:
+    def _result(self, found: Scores, verdict: Verdict, spoken: str) -> ModerationResult:
         return ModerationResult(
             flagged=verdict.action in REFUSALS,
             action=verdict.action,
@@ -87,7 +100,7 @@ class PolicyModerator:
             levels=found.levels,
             model=found.model,
             version=found.version,
-            notice=self._policy.texts.notice(verdict.action, verdict.category, text),
+            notice=self._policy.texts.notice(verdict.action, verdict.category, spoken),
         )
 
 
