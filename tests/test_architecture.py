@@ -46,6 +46,8 @@ LAYERS = {
     "chatkit.retrieval": 3,
     "chatkit.sessions": 3,
     "chatkit.settings": 4,
+    "chatkit.moderation_settings": 4,
+    "chatkit.moderators": 4,
     "chatkit.setting_checks": 4,
     "chatkit.setting_values": 4,
     "chatkit.engines": 4,

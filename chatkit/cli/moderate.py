@@ -4,7 +4,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from contextlib import AsyncExitStack
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +14,12 @@ import click
 from chatkit import wiring
 from chatkit.cli import setting_options
 from chatkit.errors import InvalidRequest
+from chatkit.moderation_settings import ModerationSettings
 from chatkit.settings import load_settings
 from chatkit.types import Direction, ModerationResult
 
+# The settings that say which model moderates.
+MODERATION = tuple(spec.name for spec in fields(ModerationSettings))
 # Scores that are shown on one line.
 _SHOWN = 3
 
@@ -30,7 +34,7 @@ _SHOWN = 3
     help="Judge as a user's message or as an answer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
-@setting_options("policy", "home", "models_dir", "encoder", "encoder_backend", "threads")
+@setting_options("policy", "home", "models_dir", "encoder", "encoder_backend", "threads", *MODERATION)
 def moderate(
     text: str | None,
     file: str | None,
@@ -44,6 +48,8 @@ def moderate(
     \b
     chatkit moderate "How do I kill a Python process?"
     chatkit moderate --input texts.jsonl --direction output --policy strict --json
+    chatkit moderate --moderator guard --moderation-endpoint http://127.0.0.1:8001/v1 \\
+      --moderation-model Qwen/Qwen3Guard-Gen-0.6B "Hello there"
 
     Exits with 0 whenever the check ran; the label and the action are the result.
     """
@@ -51,12 +57,14 @@ def moderate(
         raise click.UsageError("Give TEXT or --input, not both.")
     settings = load_settings(flags, file=Path(config) if config else None)
     texts = list(_lines(file)) if file is not None else [text if text is not None else sys.stdin.read()]
-    moderator = wiring.open_moderator(settings, wiring.moderation_encoder(settings))
+    encoder = wiring.moderation_encoder(settings)
 
     async def check_all() -> None:
-        for one in texts:
-            result = await moderator.check(one, direction=cast(Direction, direction))
-            click.echo(_as_json(one, result) if as_json else _as_line(result))
+        async with AsyncExitStack() as stack:
+            moderator = wiring.open_moderator(settings, encoder, stack)
+            for one in texts:
+                result = await moderator.check(one, direction=cast(Direction, direction))
+                click.echo(_as_json(one, result) if as_json else _as_line(result))
 
     asyncio.run(check_all())
 

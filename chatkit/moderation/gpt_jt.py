@@ -104,7 +104,7 @@ class ModerationModel:
             rows = await self._judge.likelihoods([Question(prompt=prompt(part.strip(), earlier))], _ANSWERS)
             levels = self._levels(rows[0])
             if not levels:
-                return Scores(unavailable=True, model=self._judge.name, version=self._judge.version)
+                return Scores(unavailable=True, model=self._model, version=self._judge.version)
             return self._found(levels)
 
         found = await highest(score_part, neutralised(tail(before) + text))
@@ -112,9 +112,14 @@ class ModerationModel:
             self._remember(said, _likeliest(found.levels))
         return found
 
+    @property
+    def _model(self) -> str:
+        """Family and name: a policy has thresholds by how a model's name begins."""
+        return f"gpt-jt/{self._judge.name}"
+
     def _found(self, levels: dict[str, float]) -> Scores:
         ordered = {label: levels[label] for label in LABELS}
-        return Scores({HARM: levels[LABELS[-1]]}, ordered, model=self._judge.name, version=self._judge.version)
+        return Scores({HARM: levels[LABELS[-1]]}, ordered, model=self._model, version=self._judge.version)
 
     def _levels(self, row: Sequence[float]) -> dict[str, float]:
         """Return label → probability among the labels; nothing where the model would say something else."""

@@ -115,10 +115,15 @@ class GuardScorer(ABC):
     def _scores(self, scores: dict[str, float], levels: dict[str, float]) -> Scores:
         ordered = {name: scores[name] for name in (HARM, *CATEGORIES) if name in scores}
         whole = {label: levels.get(label, 0.0) for label in LABELS}
-        return Scores(ordered, whole, model=self._judged_by.name, version=self._judged_by.version)
+        return Scores(ordered, whole, model=self._model, version=self._judged_by.version)
+
+    @property
+    def _model(self) -> str:
+        """Family and name: a policy has thresholds by how a model's name begins."""
+        return f"{self.template.name}/{self._judged_by.name}"
 
     def _unavailable(self) -> Scores:
-        return Scores(unavailable=True, model=self._judged_by.name, version=self._judged_by.version)
+        return Scores(unavailable=True, model=self._model, version=self._judged_by.version)
 
     def _kinds_of(self, names: Iterable[str], chance: float) -> dict[str, float]:
         found = (self.template.kinds.get(name) for name in names)

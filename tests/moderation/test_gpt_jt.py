@@ -91,7 +91,7 @@ async def test_levels_are_the_likelihoods_of_the_labels_words(judge) -> None:
     expected = torch.softmax(torch.tensor(each, dtype=torch.float64), 0).tolist()
     assert [found.levels[label] for label in PROMPT_LABELS] == pytest.approx(expected, abs=1e-4)
     assert found.scores == {"harm": found.levels["needs intervention"]}
-    assert (found.model, found.version, found.unavailable) == ("tiny-gpt-j", "1", False)
+    assert (found.model, found.version, found.unavailable) == ("gpt-jt/tiny-gpt-j", "1", False)
 
 
 async def test_a_check_with_history_takes_two_passes_and_one_once_the_turns_are_known(judge) -> None:

@@ -60,7 +60,7 @@ async def test_a_reply_in_text_alone_is_read(template, text, harm, kinds, level)
     assert len(asked) == 1
     assert found.scores == {"harm": harm, **kinds}
     assert found.levels[level] == 1.0
-    assert (found.model, found.version, found.unavailable) == ("scripted", "7", False)
+    assert (found.model, found.version, found.unavailable) == (f"{template.name}/scripted", "7", False)
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)

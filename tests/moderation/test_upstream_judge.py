@@ -57,7 +57,7 @@ async def test_every_family_is_asked_and_read_over_http(template) -> None:
         safe, unsafe = SAID[template]
         fake.script = [completion(safe)]
         found = await guard.score("Hello there", direction="input")
-        assert (found.scores["harm"], found.model, found.unavailable) == (0.0, "guard-1", False)
+        assert (found.scores["harm"], found.model, found.unavailable) == (0.0, f"{template}/guard-1", False)
         fake.script = [completion(unsafe)]
         found = await guard.score("Do it", direction="output", history=("Should I?",))
         assert found.scores["harm"] == 1.0
@@ -169,7 +169,7 @@ async def test_a_busy_server_is_asked_again_and_a_refusal_is_not(monkeypatch) ->
 async def test_the_first_model_is_taken_where_none_is_named() -> None:
     async with guarded(model="") as (fake, guard):
         fake.script = [completion("safe")]
-        assert (await guard.score("Hm.", direction="input")).model == "fake-1"
+        assert (await guard.score("Hm.", direction="input")).model == "llama-guard/fake-1"
         fake.models = answers(200, {"data": []})
     async with guarded(model="") as (fake, guard):
         fake.models = answers(200, json.dumps({"data": []}))
