@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
@@ -40,8 +41,10 @@ async def checked(
             verdict = await moderator.check(text, direction=direction, before=before, history=history)
     except TimeoutError:
         log.error("moderation of %s took more than %.0f s", direction, timeout)
-    except Exception:  # whatever an adapter raises, the text was not checked
-        log.exception("moderation of %s failed", direction)
+    except Exception as error:  # whatever an adapter raises, the text was not checked
+        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+        place = f"{frame.f_code.co_filename}:{line}"  # not the message: it may hold the text
+        log.error("moderation of %s failed with %s at %s", direction, type(error).__name__, place)
     else:
         if isinstance(verdict, ModerationResult) and (verdict.unavailable or verdict.label in LABELS):
             return verdict

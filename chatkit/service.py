@@ -198,7 +198,8 @@ class OpenChatKitService:
             deadline.cancel()
             lease.cancel()
         outcome = self._outcome(gate, prompt, live.sent_text() if live.cancelled else sent, live.cancelled)
-        self.checks.note("output", gate.result, session_hint(ticket))
+        if gate.blocked or gate.finish_reason != "aborted":
+            self.checks.note("output", gate.result, session_hint(ticket))
         refusal = gate.result.notice or self._options.refusal
         if gate.blocked:
             yield Replace(refusal, gate.result.label)

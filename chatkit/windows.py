@@ -44,7 +44,7 @@ class WindowCutter:
         """Take more text and return the windows that are now complete."""
         self._held += text
         windows = []
-        while cut := _first_cut(self._held, self._code):
+        while cut := _first_cut(self._held, self._code, self._line):
             windows.append(self._held[:cut])
             self._held = self._held[cut:]
             self._pass(windows[-1])
@@ -64,26 +64,33 @@ class WindowCutter:
         self._line = seen[seen.rfind("\n") + 1 :]
 
 
-def _first_cut(text: str, code: bool) -> int:
-    """Return where the first window of `text` ends, 0 while that is open."""
+def _first_cut(text: str, code: bool, line: str) -> int:
+    """Return where the first window of `text` ends, 0 while that is open.
+
+    Args:
+        code: it begins inside a block of code.
+        line: what stands before it on its line.
+    """
     longest = _length(text, MAX_WINDOW)
     for match in _SENTENCE_END.finditer(text, 0, longest or len(text)):
         end = match.end()
-        if code and not _ends_code(text, end):
-            continue
-        if _reaches(text, end, MIN_WINDOW) and not _is_no_end(text, match):
+        fence = _is_fence(text, end, line)
+        if code:  # ends with the block, or with a line once there is enough of it
+            over = fence or (text[end - 1] == "\n" and _reaches(text, end, _CODE_WINDOW))
+        else:
+            over = not _is_no_end(text, match)
+        if over and _reaches(text, end, MIN_WINDOW):
             return end if match.group()[-1].isspace() or end < len(text) else 0  # a quote may follow a full-width stop
-    if not longest:
-        return 0
-    return _gap(text, longest)
+        code = code != fence
+    return _gap(text, longest) if longest else 0
 
 
-def _ends_code(text: str, end: int) -> bool:
-    """Whether a window of code may end here: with the code, or with a line once there is enough of it."""
+def _is_fence(text: str, end: int, line: str) -> bool:
+    """Whether a line ends here that opens or closes a block of code."""
     if text[end - 1] != "\n":
         return False
-    line = text[text.rfind("\n", 0, end - 1) + 1 : end]
-    return _FENCE.match(line) is not None or _reaches(text, end, _CODE_WINDOW)
+    start = text.rfind("\n", 0, end - 1) + 1
+    return _FENCE.match((text if start else line + text)[start : end + (0 if start else len(line))]) is not None
 
 
 def _is_no_end(text: str, match: re.Match[str]) -> bool:

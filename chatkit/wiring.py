@@ -22,6 +22,7 @@ from chatkit.settings import Settings
 
 if TYPE_CHECKING:
     from chatkit.models.sources import Listed, Pulled
+    from chatkit.moderation.policy import Policy
     from chatkit.moderation.train import TrainReport
     from chatkit.retrieval.catalogue import Listed as ListedIndex
     from chatkit.retrieval.catalogue import Used
@@ -59,7 +60,7 @@ async def build_service(
             system_prompt=settings.system_prompt,
             source_prompt=settings.source_prompt,
             min_ratio=settings.min_ratio,
-            refusal=settings.refusal or ServiceOptions.refusal,
+            refusal=settings.refusal or ServiceOptions().refusal,
             gate=settings.gate,
             refuse_unchecked_input=settings.input_unavailable == "refuse",
             check_timeout_s=settings.check_timeout_s,
@@ -275,13 +276,23 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
 
 def open_moderator(settings: Settings, encoder: Encoder, stack: AsyncExitStack | None = None) -> Moderator:
     """Open the scorer of the settings under their policy; see `moderators.open_scorer`."""
-    from chatkit.moderation import policy_files
     from chatkit.moderation.moderator import PolicyModerator
 
-    policy = policy_files.named(settings.policy)
+    policy = read_policy(settings.policy)
     if settings.refusal:
         policy = replace(policy, texts=policy.texts.saying(settings.refusal))
     return PolicyModerator(moderators.open_scorer(settings, encoder, stack), policy, encoder=encoder)
+
+
+def read_policy(name: str) -> "Policy":
+    """Return the moderation policy of that name or file.
+
+    Raises:
+        ConfigError: there is none, or the file has a fault.
+    """
+    from chatkit.moderation import policy_files
+
+    return policy_files.named(name)
 
 
 def train_head(settings: Settings, *, folder: Path, out: Path | None, progress: Any) -> "TrainReport":

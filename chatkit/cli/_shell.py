@@ -21,6 +21,7 @@ HELP = {
     "/again": "ask the last message again, as the same turn",
     "/regenerate": "ask for another answer to the last message, in the place of the one it has",
     "/edit TEXT": "answer TEXT in the place of the last message",
+    "/report": "report the last refusal as wrong; the refused message is sent along and kept",
     "/hyperparameters [NAME=VALUE …]": "show, or set, how answers are sampled and what is looked up",
     "/session [ID]": "show the session, or go on with another",
     "/reset": "begin a new conversation",
@@ -69,6 +70,7 @@ class Shell:
         # The last message of the conversation, and the number of the turn that stands in its place once it is answered.
         self._asked: Question | None = None
         self._answered: int | None = None
+        self._refused: tuple[str, str] | None = None  # token and message of the last refusal that may be reported
         self._leaving = False
         self._commands: dict[str, Callable[[str], Awaitable[None]]] = {
             "/raw_say": self._raw_say,
@@ -77,6 +79,7 @@ class Shell:
             "/again": self._again,
             "/regenerate": self._regenerate,
             "/edit": self._edit,
+            "/report": self._report,
             "/hyperparameters": self._set,
             "/session": self._go_on,
             "/reset": self._reset,
@@ -154,6 +157,7 @@ class Shell:
                     case Reply():
                         accepted.append(event.finish_reason != "content_filter")
                         self._sources = event.passages
+                        self._refused = (event.feedback, question.text) if event.feedback else None
                         self._screen.answered(event, self._notes(event, question))
                         if not question.alone:
                             self._answered = _standing(question, event)
@@ -175,6 +179,11 @@ class Shell:
                 notes.append("[stopped by the service; /again asks for the same turn]")
         if reply.dropped_turns:
             notes.append(f"[the oldest messages no longer fit the prompt: {reply.dropped_turns} left out]")
+        if reply.feedback:
+            notes.append("[/report says that this refusal is wrong, and sends your message along]")
+        notes += [
+            f"[a source was {one.action}: {one.category or one.label or 'not checked'}]" for one in reply.withheld
+        ]
         notes += support_notes(reply)
         return notes + [source_line(number, passage) for number, passage in enumerate(reply.passages, 1)]
 
@@ -200,6 +209,14 @@ class Shell:
         if self._last is None:
             raise errors.InvalidRequest("there is no message to ask again; send one first")
         await self._ask(*self._last)
+
+    async def _report(self, rest: str) -> None:
+        _require_nothing("/report", rest)
+        if self._refused is None:
+            raise errors.InvalidRequest("there is no refusal that could be reported here")
+        await self._talker.report(*self._refused)
+        self._refused = None
+        self._screen.tell("reported; thank you")
 
     async def _regenerate(self, rest: str) -> None:
         _require_nothing("/regenerate", rest)

@@ -49,6 +49,14 @@ class Talker(Protocol):
         """
         ...
 
+    async def report(self, token: str, text: str) -> None:
+        """Report a refusal as wrong, with the message that was refused.
+
+        Raises:
+            ChatkitError: it was not kept.
+        """
+        ...
+
     def last_prompt(self) -> str:
         """Return the prompt that the model got last, empty before the first.
 
@@ -97,6 +105,12 @@ class LocalTalker:
         finally:
             await live.ended()
 
+    async def report(self, token: str, text: str) -> None:
+        """Keep the report beside the sessions."""
+        if self._service.feedback is None:
+            raise InvalidRequest("no reports are taken here; start again with --feedback true")
+        self._service.feedback.report(token, text)
+
     def last_prompt(self) -> str:
         """Return the prompt that the model got last, empty before the first."""
         return self._heard.last
@@ -137,6 +151,10 @@ class RemoteTalker:
         async with aclosing(events):
             async for event in events:
                 yield event
+
+    async def report(self, token: str, text: str) -> None:
+        """Send the report."""
+        await self._client.report(token, text)
 
     def last_prompt(self) -> str:
         """Refuse: a service does not reveal its prompts."""

@@ -37,7 +37,7 @@ _REQUEST = ("index", "k", "max_new_tokens")
 @click.option("--no-retrieval", is_flag=True, help="Answer from the model alone.")
 @click.option("--json", "as_json", is_flag=True, help="Read lines without a prompt, print one JSON object a turn.")
 @owner_options
-@setting_options("home", *_REQUEST, *_SERVICE, *_DYNAMODB, "api_key", "api_key_file")
+@setting_options("home", *_REQUEST, *_SERVICE, *_DYNAMODB, "feedback", "api_key", "api_key_file")
 def chat(
     url: str | None,
     session: str | None,

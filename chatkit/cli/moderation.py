@@ -1,4 +1,4 @@
-"""`chatkit moderation train`: fit the embedded head."""
+"""`chatkit moderation`: fit the embedded head, check and show policies, export what users reported."""
 
 import json
 import sys
@@ -8,14 +8,14 @@ from typing import Any
 
 import click
 
-from chatkit import wiring
+from chatkit import feedback, wiring
 from chatkit.cli import setting_options
 from chatkit.settings import load_settings
 
 
 @click.group("moderation")
 def moderation() -> None:
-    """Fit the embedded moderation head."""
+    """Fit the embedded moderation head, check policies, export reports of wrong refusals."""
 
 
 @moderation.command("train")
@@ -38,6 +38,67 @@ def train(data: str, out: str | None, as_json: bool, config: str | None, flags: 
     click.echo(f"fitted on {sum(report.rows.values())} texts of {len(report.rows)} sets, written to {report.path}")
     for name, value in report.figures.items():
         click.echo(f"  {name:36} {value:.4f}")
+
+
+@moderation.group("policy")
+def policy() -> None:
+    """Show and check moderation policies."""
+
+
+@policy.command("check")
+@click.argument("file")
+def check(file: str) -> None:
+    """Read the policy FILE and say whether it can be used; a fault is named with its line and key."""
+    read = wiring.read_policy(file)
+    blocked, allowed = (sum(len(rule.phrases.phrases) for rule in rules) for rules in (read.block, read.allow))
+    domain = "a domain" if read.domain else "no domain"
+    languages = ", ".join(read.texts.table) or "no language"
+    click.echo(f"{file} is good: {blocked} blocked phrases, {allowed} allowed, {domain}, texts in {languages}")
+
+
+@policy.command("show")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def show(name: str, as_json: bool) -> None:
+    """Show the thresholds of the policy NAME, or of a file, by direction and category, those of its base included."""
+    read = wiring.read_policy(name)
+    steps = ("annotate", "soften", "refuse", "escalate")
+    table = {
+        direction: {
+            category: {step: getattr(row, step) for step in steps if getattr(row, step) <= 1}
+            for category, row in rows.items()
+        }
+        for direction, rows in read.table.items()
+    }
+    if as_json:
+        click.echo(json.dumps({"name": read.name, "doubt": read.doubt, "thresholds": table}))
+        return
+    for direction, rows in table.items():
+        for category, row in rows.items():
+            told = ", ".join(f"{step} from {value:g}" for step, value in row.items())
+            click.echo(f"{direction:8} {category:14} {told or 'nothing'}")
+
+
+@moderation.command("report")
+@click.option("--out", metavar="FILE", help="Where to write the rows; stdout, unless given.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also those without the text, or with another than was refused."
+)
+@setting_options("home")
+def report(out: str | None, everything: bool, config: str | None, flags: dict[str, Any]) -> None:
+    """Export the refusals that users reported as wrong, as JSON lines for an evaluation.
+
+    Each row has the text, "flagged": 0 as its user says, the direction, and what was decided by which model. What is
+    refused wrongly by a user's word is to be read by somebody before it is believed.
+    """
+    settings = load_settings(flags, file=Path(config) if config else None)
+    found = [row for row in feedback.rows(settings.feedback_file) if everything or row["verified"]]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+    if out is None:
+        click.echo(lines, nl=False)
+        return
+    Path(out).write_text(lines, encoding="utf-8")
+    click.echo(f"{len(found)} rows written to {out}")
 
 
 class _Bar:

@@ -24,6 +24,7 @@ from chatkit.types import (
     TextDelta,
     TurnStarted,
     Usage,
+    Withheld,
 )
 
 # What a session or a request may be called; an id goes back into commands that people copy.
@@ -81,6 +82,8 @@ def reply_of(table: Mapping[str, Any]) -> Reply:
         moderation_output=_verdict(moderation.get("output")),
         dropped_turns=_number(table, "dropped_turns"),
         dropped_passages=_number(table, "dropped_passages"),
+        withheld=tuple(_withheld(_table(one)) for one in _list(table, "withheld")),
+        feedback=_text(moderation, "feedback", ""),
         replayed=table.get("replayed") is True,
     )
 
@@ -128,6 +131,19 @@ def _passages(table: Mapping[str, Any]) -> tuple[Passage, ...]:
     if not isinstance(sources, list):
         raise BadFrame(f"sources {sources!r:.40}")
     return tuple(_passage(_table(source)) for source in sources)
+
+
+def _withheld(told: Mapping[str, Any]) -> Withheld:
+    action = told.get("action")
+    if action not in ("dropped", "quoted"):
+        raise BadFrame(f"withheld action {action!r:.40}")
+    return Withheld(
+        passage_id=_text(told, "id"),
+        action=action,
+        category=_optional_text(told, "category"),
+        label=_optional_text(told, "label"),
+        unavailable=told.get("unavailable") is True,
+    )
 
 
 def _citation(told: Mapping[str, Any]) -> Citation:

@@ -96,6 +96,23 @@ class NativeClient:
                 self._on_retry(again.error)
                 await asyncio.sleep(again.pause)
 
+    async def report(self, token: str, text: str) -> None:
+        """Report a refusal as wrong, with the message that was refused.
+
+        Raises:
+            ChatkitError: the service's own error, or why it could not be asked.
+        """
+        try:
+            answer = await self._http.post(f"{self.address}/moderation/reports", json={"token": token, "text": text})
+        except httpx.RequestError as error:
+            raise self._broken(error, begun=False).error from error
+        if answer.status_code == 202:
+            return
+        try:
+            raise error_of(json.loads(answer.content[:_MAX_ERROR]))
+        except (ValueError, RecursionError):
+            raise self._stranger(f"status {answer.status_code}") from None
+
     async def _once(self, body: bytes) -> AsyncGenerator[Event, None]:
         """Send the request once and yield its events to the last one, which is Reply or Error."""
         begun = False

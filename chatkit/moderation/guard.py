@@ -191,8 +191,13 @@ class ReplyGuard(GuardScorer):
     async def judgements(self, questions: Sequence[Question]) -> list[Judgement | None]:
         """Ask all the questions at once and read the replies."""
         most = self.template.most_tokens
-        replies = await asyncio.gather(*(self._judge.reply(one, most_tokens=most) for one in questions))
-        return [self._judgement(reply) for reply in replies]
+        tasks = [asyncio.create_task(self._judge.reply(one, most_tokens=most)) for one in questions]
+        try:
+            return [self._judgement(reply) for reply in await asyncio.gather(*tasks)]
+        finally:
+            for task in tasks:  # one that failed has failed the check, and the others need not be waited for
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _judgement(self, reply: Reply) -> Judgement | None:
         said = self.template.said.search(reply.text)

@@ -91,11 +91,21 @@ class WithPersonalData:
 def _engine() -> "AnalyzerEngine":
     """Return an engine of pattern recognisers over a tokenizer without a model."""
     try:
-        import spacy
         from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
-        from presidio_analyzer.nlp_engine import NlpArtifacts, NlpEngine
     except ImportError as error:
         raise MissingExtra(error.name or "presidio_analyzer", "presidio") from error
+    _stay_at_home()
+    words = _words()
+    registry = RecognizerRegistry()
+    registry.load_predefined_recognizers(languages=["en"], nlp_engine=words)
+    registry.recognizers = [one for one in registry.recognizers if set(one.supported_entities) & set(ENTITIES)]
+    return AnalyzerEngine(registry=registry, nlp_engine=words, supported_languages=["en"])
+
+
+def _words() -> Any:
+    """Return what stands in for a language model: tokens by rule, no entities, a word's own form for its lemma."""
+    import spacy
+    from presidio_analyzer.nlp_engine import NlpArtifacts, NlpEngine
 
     class Words(NlpEngine):
         """Tokens by rule; no entities, and a word's own form for its lemma."""
@@ -143,12 +153,7 @@ def _engine() -> "AnalyzerEngine":
             """English alone."""
             return ["en"]
 
-    _stay_at_home()
-    words = Words()
-    registry = RecognizerRegistry()
-    registry.load_predefined_recognizers(languages=["en"], nlp_engine=words)
-    registry.recognizers = [one for one in registry.recognizers if set(one.supported_entities) & set(ENTITIES)]
-    return AnalyzerEngine(registry=registry, nlp_engine=words, supported_languages=["en"])
+    return Words()
 
 
 def _stay_at_home() -> None:

@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from chatkit import errors
 from chatkit.protocols import SessionStore
+from chatkit.server import moderation_routes
 from chatkit.server.auth import Gatekeeper
 from chatkit.server.callers import CHAT, SESSIONS, Caller
 from chatkit.server.protocols import Call, Defaults, Door, native, openai, openai_embeddings
@@ -63,6 +64,7 @@ class ChatApp:
             self._route("/invocations", CHAT, POST=self._turns(native.Invocation)),
             self._route("/v1/chat/completions", CHAT, POST=self._turns(openai.ChatCompletion)),
             self._route("/v1/embeddings", CHAT, POST=self.embeddings),
+            self._route("/moderation/reports", CHAT, POST=self.report),
             self._route("/v1/models", CHAT, GET=self.models),
             self._route("/v1/models/{name:path}", CHAT, GET=self.models),
             *(self._route(path, SESSIONS, **verbs) for path, verbs in SessionRoutes(self._archive).table.items()),
@@ -132,6 +134,12 @@ class ChatApp:
             raise errors.NotFound("there is no encoder here, so no vectors either")
         answer = await _unless_gone(request, openai_embeddings.embeddings(raw, embedders))
         return _NOBODY if answer is None else Response(answer, media_type="application/json")
+
+    async def report(self, request: Request, caller: Caller) -> Response:
+        """A user says that a refusal was wrong."""
+        raw = await _body(request, self.settings.max_body_kb * 1024)
+        kept = await moderation_routes.report(raw, lambda: self._loaded().feedback)
+        return JSONResponse(kept, 202, headers={"cache-control": "no-store"})
 
     async def models(self, request: Request, caller: Caller) -> Response:
         """The models that answer and those that make vectors, in OpenAI's shape; one where the path names it."""

@@ -20,7 +20,13 @@ SECRET = "Zebulon's secret"
 # Who tries, and what it adds to its requests; the last one names the victim's user, in its own tenant.
 ATTACKERS = [(ALICE, None), (SCRIPT, None), (BACKEND, None), (BACKEND, "bob"), (BACKEND, "mallory")]
 # Routes that take no id of anything that is stored.
-WITHOUT_IDS = {("GET", "/ping"), ("GET", "/v1/models"), ("GET", "/v1/models/{name:path}"), ("POST", "/v1/embeddings")}
+WITHOUT_IDS = {
+    ("GET", "/ping"),
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name:path}"),
+    ("POST", "/v1/embeddings"),
+    ("POST", "/moderation/reports"),
+}
 # Routes that concern all sessions of the caller; what they take of another owner is a cursor.
 OF_THE_CALLER = {("GET", "/sessions"), ("DELETE", "/sessions")}
 

@@ -91,3 +91,65 @@ def test_training_without_the_sets_names_what_is_missing(tmp_path):
     result = CliRunner().invoke(group, ["moderation", "train", "--data", str(tmp_path)])
     assert isinstance(result.exception, ConfigError)
     assert "prosocial" in str(result.exception)
+
+
+def test_a_policy_file_is_tested_by_a_file_of_cases(tmp_path):
+    policy = tmp_path / "mine.toml"
+    policy.write_text(
+        'base = "standard"\n[[block]]\nphrases = ["project falcon"]\naction = "escalate"\n', encoding="utf-8"
+    )
+    cases = [
+        {"text": "Tell me of Project Falcon", "expect": "escalate"},
+        {"text": "hello", "expect": "allow", "direction": "output", "history": ["hi"]},
+    ]
+    file = tmp_path / "cases.jsonl"
+    file.write_text("\n".join(map(json.dumps, cases)), encoding="utf-8")
+    done = run("--policy", str(policy), "--input", str(file), "--json")
+    assert done.exit_code == 0
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["action"], first["flagged"], first["category"], first["model"]) == (
+        "escalate", True, "block_list", "lists",
+    )  # fmt: skip
+    assert (second["action"], second["flagged"]) == ("allow", False)
+    file.write_text(json.dumps({**cases[0], "expect": "allow"}), encoding="utf-8")
+    wrong = run("--policy", str(policy), "--input", str(file))
+    assert wrong.exit_code == 1
+    assert "text 1 is escalate, expected allow" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "told"), [({"direction": "up"}, "'up'"), ({"history": "x"}, "'x'"), ({"expect": "no"}, "'no'")]
+)
+def test_a_field_of_a_case_that_is_none_is_named(tmp_path, field, told):
+    file = tmp_path / "cases.jsonl"
+    file.write_text(json.dumps({"text": "x", **field}), encoding="utf-8")
+    with pytest.raises(InvalidRequest, match=f"line 1 .*{told}"):
+        run("--input", str(file))
+
+
+def test_a_check_that_cannot_run_is_no_success(monkeypatch):
+    from chatkit import wiring
+    from chatkit.testing import KeywordModerator
+
+    broken = KeywordModerator(broken=ValueError("gone"))
+    monkeypatch.setattr(wiring, "moderation_encoder", lambda settings: None)
+    monkeypatch.setattr(wiring, "open_moderator", lambda settings, encoder: broken)
+    done = run("hello")
+    assert (done.exit_code, done.stdout) == (1, "-\tunavailable\t\n")
+
+
+def policy_command(*arguments):
+    return CliRunner().invoke(group, ["moderation", "policy", *arguments])
+
+
+def test_a_policy_is_checked_and_shown(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('base = "standard"\n[[block]]\nphrases = ["a", "b"]\n', encoding="utf-8")
+    said = f"{file} is good: 2 blocked phrases, 0 allowed, no domain, texts in en, de, fr, es\n"
+    assert policy_command("check", str(file)).stdout == said
+    shown = policy_command("show", "standard").stdout.splitlines()
+    assert "input    harm           annotate from 0.5, refuse from 0.925" in shown
+    table = json.loads(policy_command("show", str(file), "--json").stdout)
+    assert table["thresholds"]["output"]["harm"] == {"annotate": 0.5, "refuse": 0.925}
+    file.write_text("[thresholds]\nharm = 3\n", encoding="utf-8")
+    assert "line 2: thresholds.harm is 3, expected a table" in str(policy_command("check", str(file)).exception)

@@ -18,6 +18,7 @@ from chatkit.types import (
     TextDelta,
     TurnStarted,
     Usage,
+    Withheld,
 )
 
 PASSAGE = Passage(
@@ -33,10 +34,14 @@ REPLY = Reply(
     citations=(Citation(0, 10, ("p1",), 0.8125, True), Citation(11, 19, (), 0.25, False)),
     usage=Usage(120, 8),
     timings={"accept": 0.01, "total": 1.5},
-    moderation_input=ModerationResult(False, "annotate", "needs caution", "violence", {"violence": 0.25}, model="head"),
+    moderation_input=ModerationResult(
+        False, "annotate", "needs caution", "violence", {"violence": 0.25}, {"casual": 0.5}, False, "head", "1f"
+    ),
     moderation_output=ModerationResult(True, "refuse", None, None, {}, unavailable=True, model="head"),
     dropped_turns=2,
     dropped_passages=1,
+    withheld=(Withheld("p3", "dropped", "injection", "needs intervention"), Withheld("p4", "quoted", unavailable=True)),
+    feedback="eyJ0.abc",
     replayed=True,
 )
 EVENTS = [

@@ -18,7 +18,7 @@ def test_harmless_scores_are_casual_and_allowed():
     assert (verdict.label, verdict.action, verdict.category) == ("casual", "allow", None)
 
 
-@pytest.mark.parametrize("direction", ["input", "output", "passage"])
+@pytest.mark.parametrize("direction", ["input", "output"])
 def test_harm_is_refused_from_its_threshold_on_and_annotated_just_below(direction):
     policy = named("standard")
     limit = policy.table[direction]["harm"].refuse

@@ -23,6 +23,7 @@ from chatkit.types import (
     SamplingParams,
     TextDelta,
     TurnStarted,
+    Withheld,
 )
 
 
@@ -101,6 +102,7 @@ def answer(reply: Reply) -> dict[str, Any]:
             "flagged": reply.finish_reason == "content_filter",
             "input": _verdict(reply.moderation_input),
             "output": _verdict(reply.moderation_output),
+            **({"feedback": reply.feedback} if reply.feedback else {}),
         },
         "sources": [source(passage) for passage in reply.passages],
         "citations": [citation(one) for one in reply.citations],
@@ -112,6 +114,7 @@ def answer(reply: Reply) -> dict[str, Any]:
         "timings": reply.timings,
         "dropped_turns": reply.dropped_turns,
         "dropped_passages": reply.dropped_passages,
+        "withheld": [withheld(one) for one in reply.withheld],
         "replayed": reply.replayed,
     }
 
@@ -148,6 +151,17 @@ def _verdict(result: ModerationResult | None) -> Mapping[str, Any] | None:
         "unavailable": result.unavailable,
         "model": result.model,
         "version": result.version,
+    }
+
+
+def withheld(one: Withheld) -> dict[str, Any]:
+    """Return a passage that moderation kept back as answers show it."""
+    return {
+        "id": one.passage_id,
+        "action": one.action,
+        "category": one.category,
+        "label": one.label,
+        "unavailable": one.unavailable,
     }
 
 

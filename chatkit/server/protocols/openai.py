@@ -180,7 +180,7 @@ class ChatCompletion:
     def _extension(self, reply: Reply) -> dict[str, Any]:
         """Return what chatkit knows of a turn and OpenAI's shape has no place for."""
         fields = native.answer(reply)
-        counted = ("dropped_turns", "dropped_passages", "replayed")
+        counted = ("dropped_turns", "dropped_passages", "withheld", "replayed")
         names = ("request_id", "sources", "citations", "moderation", "timings", *counted)
         stored = bool(reply.session_id)
         kept = {"session_id": reply.session_id if stored else None, "seq": reply.seq if stored else None}
