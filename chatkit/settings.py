@@ -364,7 +364,8 @@ def _from_file(file: Path | None, known: Mapping[str, Field[Any]]) -> dict[str, 
 def describe() -> list[tuple[str, str, str, str]]:
     """Return (name, type, default, help) of every setting, in order: the source of the configuration page and flags."""
     rows = []
-    for spec in fields(Settings):
+    of_moderation = {spec.name for spec in fields(ModerationSettings)}  # they come first, and are read last
+    for spec in sorted(fields(Settings), key=lambda spec: spec.name in of_moderation):
         kind, literals = kind_of(spec)
         default = "" if spec.default in (None, MISSING) else str(spec.default)
         rows.append((spec.name, " | ".join(literals) or kind.__name__, default, spec.metadata["help"]))

@@ -18,8 +18,10 @@ from chatkit.moderation_settings import ModerationSettings
 from chatkit.settings import load_settings
 from chatkit.types import ACTIONS, Direction, ModerationResult
 
-# The settings that say which model moderates.
-MODERATION = tuple(spec.name for spec in fields(ModerationSettings))
+SETTINGS = (
+    *("policy", "check_timeout_s", "refusal", "home", "models_dir", "encoder", "encoder_backend", "threads"),
+    *(spec.name for spec in fields(ModerationSettings)),
+)
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 # Scores that are shown on one line.
 _SHOWN = 3
@@ -45,8 +47,7 @@ class _Row:
     help="Judge as a user's message, as an answer, or as a passage of an index.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
-@setting_options("policy", "check_timeout_s", "refusal", "home", "models_dir", "encoder", "encoder_backend", "threads")
-@setting_options(*MODERATION)
+@setting_options(*SETTINGS)
 def moderate(
     text: str | None,
     file: str | None,

@@ -6,7 +6,7 @@ around a match, which raise its score, come from a tokenizer that is a rule.
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chatkit.errors import MissingExtra
 from chatkit.protocols import Scorer
@@ -92,68 +92,16 @@ def _engine() -> "AnalyzerEngine":
     """Return an engine of pattern recognisers over a tokenizer without a model."""
     try:
         from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+
+        from chatkit.moderation.personal_words import Words
     except ImportError as error:
         raise MissingExtra(error.name or "presidio_analyzer", "presidio") from error
     _stay_at_home()
-    words = _words()
+    words = Words()
     registry = RecognizerRegistry()
     registry.load_predefined_recognizers(languages=["en"], nlp_engine=words)
     registry.recognizers = [one for one in registry.recognizers if set(one.supported_entities) & set(ENTITIES)]
     return AnalyzerEngine(registry=registry, nlp_engine=words, supported_languages=["en"])
-
-
-def _words() -> Any:
-    """Return what stands in for a language model: tokens by rule, no entities, a word's own form for its lemma."""
-    import spacy
-    from presidio_analyzer.nlp_engine import NlpArtifacts, NlpEngine
-
-    class Words(NlpEngine):
-        """Tokens by rule; no entities, and a word's own form for its lemma."""
-
-        def __init__(self) -> None:
-            self._read = spacy.blank("en")
-
-        def load(self) -> None:
-            """Nothing is to be loaded."""
-
-        def is_loaded(self) -> bool:
-            """It always is."""
-            return True
-
-        def process_text(self, text: str, language: str) -> NlpArtifacts:
-            """Return a text's tokens."""
-            tokens = self._read(text)
-            return NlpArtifacts(
-                entities=[],
-                tokens=tokens,
-                tokens_indices=[token.idx for token in tokens],
-                lemmas=[token.lower_ for token in tokens],
-                nlp_engine=self,
-                language=language,
-            )
-
-        def process_batch(self, texts: Any, language: str, **_: Any) -> Any:
-            """Yield every text with its tokens."""
-            for text in texts:
-                yield text, self.process_text(text, language)
-
-        def is_stopword(self, word: str, language: str) -> bool:
-            """Whether a word says nothing by itself."""
-            return bool(self._read.vocab[word].is_stop)
-
-        def is_punct(self, word: str, language: str) -> bool:
-            """Whether a word is none."""
-            return bool(self._read.vocab[word].is_punct)
-
-        def get_supported_entities(self) -> list[str]:
-            """It finds none itself."""
-            return []
-
-        def get_supported_languages(self) -> list[str]:
-            """English alone."""
-            return ["en"]
-
-    return Words()
 
 
 def _stay_at_home() -> None:
