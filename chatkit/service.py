@@ -200,22 +200,31 @@ class OpenChatKitService:
         outcome = self._outcome(gate, prompt, live.sent_text() if live.cancelled else sent, live.cancelled)
         if gate.blocked or gate.finish_reason != "aborted":
             self.checks.note("output", gate.result, session_hint(ticket))
-        refusal = gate.result.notice or self._options.refusal
         if gate.blocked:
-            yield Replace(refusal, gate.result.label)
+            yield Replace(self._refusal(gate.result), gate.result.label)
         await _finish(store, ticket, outcome)
         watch.mark("finish")
         citations = await self._cited(outcome, watch)
-        yield Reply(
-            text=refusal if gate.blocked else outcome.assistant,
+        reply = self._reply(request, ticket, plan, prompt, gate, outcome)
+        yield replace(reply, citations=citations, timings=watch.total())
+
+    def _reply(
+        self,
+        request: ChatRequest,
+        ticket: Ticket,
+        plan: Plan,
+        prompt: prompts.Prompt,
+        gate: release.ReleaseGate,
+        outcome: Outcome,
+    ) -> Reply:
+        return Reply(
+            text=self._refusal(gate.result) if gate.blocked else outcome.assistant,
             session_id=ticket.session_id,
             request_id=ticket.request_id,
             seq=ticket.seq,
             finish_reason=outcome.finish_reason,
             passages=() if gate.blocked else prompt.passages,
-            citations=citations,
             usage=gate.usage,
-            timings=watch.total(),
             moderation_input=plan.verdict,
             moderation_output=gate.result,
             dropped_turns=prompt.dropped_turns + min(plan.conversation.left_out, (request.replaces or ticket.seq) - 1),
@@ -223,6 +232,10 @@ class OpenChatKitService:
             withheld=plan.withheld,
             feedback=self._token(gate.result, "output", request) if gate.blocked else "",
         )
+
+    def _refusal(self, verdict: ModerationResult) -> str:
+        """Return what stands in the place of a text: the policy's words, or the operator's."""
+        return verdict.notice or self._options.refusal
 
     def _gate(self, chunks: AsyncIterator[Chunk], request: ChatRequest, plan: Plan) -> release.ReleaseGate:
         said = (*context_of(plan.conversation.context(before=request.replaces)), request.text)
@@ -264,7 +277,7 @@ class OpenChatKitService:
     ) -> AsyncIterator[Event]:
         """Answer a refused message, stored by label and length."""
         self.checks.note("input", verdict, session_hint(ticket))
-        refusal = verdict.notice or self._options.refusal
+        refusal = self._refusal(verdict)
         yield TurnStarted(ticket.session_id, ticket.request_id)
         yield Replace(refusal, verdict.label)
         yield Reply(

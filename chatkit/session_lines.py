@@ -47,8 +47,16 @@ def fields_of(line: Line) -> dict[str, Any]:
         "session_id": line.session_id,
         "turns": line.turns,
         "expires_at": line.expires_at,
-        **asdict(line.turn),
+        **turn_fields(line.turn),
     }
+
+
+def turn_fields(turn: Turn) -> dict[str, Any]:
+    """Return what is shown of a turn; what moderation said of a passage is not stored with it."""
+    table = asdict(turn)
+    for passage in table["passages"]:
+        del passage["risks"]
+    return table
 
 
 def line_in(raw: bytes | str) -> Line:

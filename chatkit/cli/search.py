@@ -58,7 +58,7 @@ def search(
     asked = RetrievalOptions(k=settings.k, where=_filters(where))
     passages = asyncio.run(_search(settings, query, asked))
     if as_json:
-        rows = [dataclasses.asdict(passage) for passage in passages]
+        rows = [{**dataclasses.asdict(passage), "risks": dict(passage.risks)} for passage in passages]
         click.echo(json.dumps({"query": query, "index": settings.index, "passages": rows}, ensure_ascii=False))
         return
     if not passages:

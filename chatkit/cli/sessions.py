@@ -28,7 +28,7 @@ from chatkit.cli._show import one_line, plain, source_line
 from chatkit.conversation import Newest
 from chatkit.errors import ChatkitError, NotFound, StoreFailed
 from chatkit.protocols import CLOSED_S
-from chatkit.session_lines import Line, fields_of
+from chatkit.session_lines import Line, fields_of, turn_fields
 from chatkit.settings import load_settings
 from chatkit.types import Owner, Turn
 
@@ -107,7 +107,7 @@ def show(
     visible = _visible(turns)
     shown = turns if everything else [turn for turn in turns if turn.seq in visible]
     if as_json:
-        rows = [{**asdict(turn), "hidden": turn.seq not in visible} for turn in shown]
+        rows = [{**turn_fields(turn), "hidden": turn.seq not in visible} for turn in shown]
         click.echo(json_line({"session_id": session_id, "expires_at": expires_at, "turns": rows}))
         return
     click.echo("\n\n".join(_readable(turn, hidden=turn.seq not in visible) for turn in shown))

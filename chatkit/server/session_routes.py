@@ -18,7 +18,7 @@ from chatkit.protocols import SessionStore
 from chatkit.server.callers import Caller
 from chatkit.server.sse import JSON_LINES, EventStream
 from chatkit.service import hint_of
-from chatkit.session_lines import Line, fields_of
+from chatkit.session_lines import Line, fields_of, turn_fields
 from chatkit.types import Owner, Turn, check_id
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class SessionRoutes:
         limit, after = _number(query, "limit", _PAGE, 1, _MOST), _number(query, "after", 0, 0, _LAST_TURN)
         turns = await _page(self._archive(), owner, session_id, limit=limit, after=after)
         last = turns[-1].seq if turns else None  # a page that is not full may still not be the last
-        table = {"session_id": session_id, "turns": [asdict(turn) for turn in turns], "after": last}
+        table = {"session_id": session_id, "turns": [turn_fields(turn) for turn in turns], "after": last}
         return JSONResponse(table, headers=_PRIVATE)
 
     async def export(self, request: Request, caller: Caller) -> Response:
