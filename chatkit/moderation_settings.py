@@ -46,8 +46,8 @@ class ModerationSettings:
     moderation_timeout_s: float = setting(
         10.0, "Seconds until a moderation model's answer; after that the check could not run."
     )
-    cascade_low: float = setting(0.05, "Least score of `harm` by the head at which the cascade asks the second model.")
-    cascade_high: float = setting(0.98, "Highest score of `harm` by the head at which it still asks.")
+    cascade_low: float = setting(0.2, "Least score of `harm` by the head at which the cascade asks the second model.")
+    cascade_high: float = setting(0.95, "Highest score of `harm` by the head at which it still asks.")
     personal_data: bool = setting(
         False, "Look for personal data by its patterns, with Presidio (the extra `presidio`)."
     )
