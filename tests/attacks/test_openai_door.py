@@ -100,5 +100,5 @@ async def test_a_system_message_that_no_encoder_can_read_reaches_none(
         assert answer.status_code == status
         assert words in answer.json()["error"]["message"]
         assert site.model.prompts == []
-        assert site.service._moderator.checked == []
+        assert site.service.checks.moderator.checked == []
         assert site.stored_items() == 0
