@@ -62,8 +62,10 @@ async def test_gpt_jt_runs_here_and_a_model_that_was_not_pulled_is_named(tmp_pat
         model = moderators.open_scorer(settings, None, stack)
         assert isinstance(model, ModerationModel)
         assert (await model.score("Hm.", direction="input")).unavailable  # random weights say none of the labels
+    source = {"moderation_model": "hf:Qwen/Qwen3Guard-Gen-0.6B"}
+    missing = Settings(**GUARD | source, models_dir=tmp_path / "none")
     with pytest.raises(ModelError, match="pull"):
-        moderators.open_scorer(Settings(**GUARD, models_dir=tmp_path / "none"), None)
+        moderators.open_scorer(missing, None)
 
 
 def test_a_family_that_no_name_tells_has_to_be_set() -> None:
