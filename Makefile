@@ -73,6 +73,7 @@ test-upstream: install  ## The suite of every engine against a real llama.cpp se
 test-gpu: install  ## What needs an NVIDIA GPU: correctness there, and speed as fractions of the card's limits
 	$(BIN)/python -m pytest -m gpu -rs
 	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/gpt_jt.py
 
 bench: install  ## The long benchmarks; see benchmarks/README.md
 	$(BIN)/chatkit models pull

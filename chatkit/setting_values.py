@@ -1,9 +1,14 @@
 """Raw values of settings, from flags, variables and files, to the types of their fields."""
 
-from dataclasses import Field
+from dataclasses import Field, field
 from typing import Any, Literal, get_args, get_origin
 
 from chatkit.errors import ConfigError
+
+
+def setting(default: Any, text: str, *, secret: bool = False, empty: bool = False) -> Any:
+    """Return a field; `empty` where an empty variable is a value and not the same as none."""
+    return field(default=default, metadata={"help": text, "secret": secret, "empty": empty})
 
 
 def parse(spec: Field[Any], raw: Any, where: str) -> Any:

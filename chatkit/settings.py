@@ -5,11 +5,12 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from chatkit.errors import ConfigError
+from chatkit.moderation_settings import ModerationSettings
 from chatkit.setting_checks import (
     ENV_PREFIX,
     FILE_NAME,
@@ -24,15 +25,11 @@ from chatkit.setting_checks import (
     require,
 )
 from chatkit.setting_values import kind_of, parse
-
-
-def _setting(default: Any, text: str, *, secret: bool = False, empty: bool = False) -> Any:
-    """Return a field; `empty` where an empty variable is a value and not the same as none."""
-    return field(default=default, metadata={"help": text, "secret": secret, "empty": empty})
+from chatkit.setting_values import setting as _setting
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(ModerationSettings):
     """All settings: flag `--some-name`, variable `CHATKIT_SOME_NAME`, key `some_name` in chatkit.toml."""
 
     home: Path = _setting(Path("~/.chatkit"), "Folder for indexes and sessions.")
@@ -255,6 +252,7 @@ class Settings:
         if self.dynamodb_endpoint:
             check_address("dynamodb_endpoint", self.dynamodb_endpoint, "http://127.0.0.1:8000")
         check_retrieval(self)
+        self.check_moderation()
         require(0 < self.check_timeout_s <= 600, "check_timeout_s", self.check_timeout_s, "above 0, at most 600")
 
     def without_index(self) -> "Settings":
@@ -375,7 +373,8 @@ def _from_file(file: Path | None, known: Mapping[str, Field[Any]]) -> dict[str, 
 def describe() -> list[tuple[str, str, str, str]]:
     """Return (name, type, default, help) of every setting, in order: the source of the configuration page and flags."""
     rows = []
-    for spec in fields(Settings):
+    of_moderation = {spec.name for spec in fields(ModerationSettings)}  # they come first, and are read last
+    for spec in sorted(fields(Settings), key=lambda spec: spec.name in of_moderation):
         kind, literals = kind_of(spec)
         default = "" if spec.default in (None, MISSING) else str(spec.default)
         rows.append((spec.name, " | ".join(literals) or kind.__name__, default, spec.metadata["help"]))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from chatkit import retrieving
+from chatkit import moderators, retrieving
 from chatkit.citations import Attributor
 from chatkit.engines import open_model, use_of_passages
 from chatkit.errors import ConfigError, ModelError
@@ -102,7 +102,7 @@ def _open_rest(settings: Settings, stack: AsyncExitStack) -> tuple[Embedder, Mod
     for_moderation = moderation_encoder(settings, encoder)
     if for_moderation is not encoder:
         stack.callback(for_moderation.close)
-    return encoder, open_moderator(settings, for_moderation), retriever, store
+    return encoder, open_moderator(settings, for_moderation, stack), retriever, store
 
 
 class Store(SessionStore, Protocol):
@@ -282,15 +282,14 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
     return retrieving.open_retriever(settings, encoder, own)
 
 
-def open_moderator(settings: Settings, encoder: Encoder) -> Moderator:
-    """Open the embedded head under the policy that the settings name."""
-    from chatkit.moderation.head import HeadScorer
+def open_moderator(settings: Settings, encoder: Encoder, stack: AsyncExitStack | None = None) -> Moderator:
+    """Open the scorer of the settings under their policy; see `moderators.open_scorer`."""
     from chatkit.moderation.moderator import PolicyModerator
 
     policy = read_policy(settings.policy)
     if settings.refusal:
         policy = replace(policy, texts=policy.texts.saying(settings.refusal))
-    return PolicyModerator(HeadScorer(encoder, None), policy, encoder=encoder)
+    return PolicyModerator(moderators.open_scorer(settings, encoder, stack), policy, encoder=encoder)
 
 
 def open_passage_scores(settings: Settings, shared: "SentenceEncoder") -> "tuple[PassageScores, SentenceEncoder]":

@@ -4,7 +4,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -13,9 +14,14 @@ import click
 from chatkit import release, wiring
 from chatkit.cli import setting_options
 from chatkit.errors import InvalidRequest
+from chatkit.moderation_settings import ModerationSettings
 from chatkit.settings import load_settings
 from chatkit.types import ACTIONS, Direction, ModerationResult
 
+SETTINGS = (
+    *("policy", "check_timeout_s", "refusal", "home", "models_dir", "encoder", "encoder_backend", "threads"),
+    *(spec.name for spec in fields(ModerationSettings)),
+)
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 # Scores that are shown on one line.
 _SHOWN = 3
@@ -41,7 +47,7 @@ class _Row:
     help="Judge as a user's message, as an answer, or as a passage of an index.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a text.")
-@setting_options("policy", "check_timeout_s", "refusal", "home", "models_dir", "encoder", "encoder_backend", "threads")
+@setting_options(*SETTINGS)
 def moderate(
     text: str | None,
     file: str | None,
@@ -56,6 +62,8 @@ def moderate(
     chatkit moderate "How do I kill a Python process?"
     chatkit moderate --input texts.jsonl --direction output --policy strict --json
     chatkit moderate --input cases.jsonl --policy mine.toml
+    chatkit moderate --moderator guard --moderation-model Qwen/Qwen3Guard-Gen-0.6B \\
+      --moderation-endpoint http://127.0.0.1:8001/v1 "Hello there"
 
     A line of JSON may also have "direction", "history" (what was said before, the user first) and "expect", the action
     that the policy should take. Exits with 0 whenever every check ran; the label and the action are the result. Exits
@@ -66,19 +74,20 @@ def moderate(
     settings = load_settings(flags, file=Path(config) if config else None)
     usual = cast(Direction, direction)
     rows = list(_rows(file, usual)) if file is not None else [_Row(sys.stdin.read() if text is None else text, usual)]
-    moderator = wiring.open_moderator(settings, wiring.moderation_encoder(settings))
 
     async def check_all() -> int:
         failed = 0
-        for number, row in enumerate(rows, 1):
-            result = await release.checked(
-                moderator, row.text, direction=row.direction, history=row.history, timeout=settings.check_timeout_s
-            )
-            click.echo(_as_json(row.text, result) if as_json else _as_line(result))
-            done = "unavailable" if result.unavailable else result.action
-            if row.expect not in (None, done):
-                click.echo(f"text {number} is {done}, expected {row.expect}", err=True)
-            failed += result.unavailable or row.expect not in (None, done)
+        async with AsyncExitStack() as stack:
+            moderator = wiring.open_moderator(settings, wiring.moderation_encoder(settings), stack)
+            for number, row in enumerate(rows, 1):
+                result = await release.checked(
+                    moderator, row.text, direction=row.direction, history=row.history, timeout=settings.check_timeout_s
+                )
+                click.echo(_as_json(row.text, result) if as_json else _as_line(result))
+                done = "unavailable" if result.unavailable else result.action
+                if row.expect not in (None, done):
+                    click.echo(f"text {number} is {done}, expected {row.expect}", err=True)
+                failed += result.unavailable or row.expect not in (None, done)
         return failed
 
     if failed := asyncio.run(check_all()):

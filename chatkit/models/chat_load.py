@@ -20,6 +20,7 @@ class LoadOptions:
         gpu_memory: GiB by device number; those not named are not used. Empty leaves the choice to accelerate.
         cpu_memory: GiB of the machine's memory; what is over goes to `offload_dir`. 0 sets no limit.
         tensor_parallel: ranks that share the model.
+        device: `cpu`, or one GPU as torch names it, for the whole model; `auto` takes the GPUs there are.
     """
 
     dtype: str = "auto"
@@ -28,6 +29,7 @@ class LoadOptions:
     cpu_memory: float = 0.0
     offload_dir: str = ""
     tensor_parallel: int = 1
+    device: str = "auto"
 
 
 def load_model(folder: Path, options: LoadOptions) -> Any:
@@ -51,8 +53,8 @@ def load_model(folder: Path, options: LoadOptions) -> Any:
             f"{str(folder)!r} holds a model of type {config.model_type!r}, which transformers has no causal language "
             "model for; name a chat model"
         )
-    settings: dict[str, Any] = {"config": config, "dtype": chosen_dtype(options.dtype), "use_safetensors": True}
-    settings["trust_remote_code"] = False
+    settings: dict[str, Any] = {"config": config, "use_safetensors": True, "trust_remote_code": False}
+    settings["dtype"] = chosen_dtype(options.dtype, options.device)
     if options.tensor_parallel > 1:
         from transformers.distributed import DistributedConfig
 
@@ -84,11 +86,11 @@ def _check_whole(folder: Path, report: Mapping[str, Any]) -> None:
         raise ModelError(f"{str(folder)!r}: {len(lost)} weights are missing (first: {first}); copy the model again")
 
 
-def chosen_dtype(name: str) -> torch.dtype:
-    """Return the dtype that a setting stands for on this machine."""
+def chosen_dtype(name: str, device: str = "auto") -> torch.dtype:
+    """Return the dtype that a setting stands for on this machine's GPUs, or its CPU."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-    if not torch.cuda.is_available():
+    if device == "cpu" or not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
@@ -112,6 +114,8 @@ def placement(options: LoadOptions) -> dict[str, Any]:
         if not options.gpu_memory:
             limits |= {device: torch.cuda.mem_get_info(device)[0] for device in range(gpus)}
         chosen |= {"device_map": "auto", "max_memory": limits, "offload_folder": options.offload_dir or None}
+    elif options.device != "auto":
+        chosen["device_map"] = {"": _one_device(options.device, gpus)}
     elif gpus:
         chosen["device_map"] = "auto" if gpus > 1 else {"": 0}
     if options.quantize != "none":
@@ -121,11 +125,25 @@ def placement(options: LoadOptions) -> dict[str, Any]:
             "8bit": {"load_in_8bit": True},
             "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
         }
-        dtype = chosen_dtype(options.dtype)
+        dtype = chosen_dtype(options.dtype, options.device)
         extra: dict[str, Any] = {"bnb_4bit_compute_dtype": dtype} if options.quantize == "4bit" else {}
         chosen["quantization_config"] = BitsAndBytesConfig(**kind[options.quantize], **extra)
         chosen.setdefault("device_map", {"": "cpu"})
     return chosen
+
+
+def _one_device(name: str, gpus: int) -> str | int:
+    """Return a device as a map takes it.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if name == "cpu":
+        return name
+    number = int(name.partition(":")[2] or 0)
+    if number >= gpus:
+        raise ConfigError(f"the device is {name!r}, this machine has {gpus} GPUs; change CHATKIT_MODERATION_DEVICE")
+    return number
 
 
 def _unreadable(folder: Path, error: Exception) -> ChatkitError:

@@ -133,7 +133,7 @@ def test_a_check_that_cannot_run_is_no_success(monkeypatch):
 
     broken = KeywordModerator(broken=ValueError("gone"))
     monkeypatch.setattr(wiring, "moderation_encoder", lambda settings: None)
-    monkeypatch.setattr(wiring, "open_moderator", lambda settings, encoder: broken)
+    monkeypatch.setattr(wiring, "open_moderator", lambda settings, encoder, stack: broken)
     done = run("hello")
     assert (done.exit_code, done.stdout) == (1, "-\tunavailable\t\n")
 

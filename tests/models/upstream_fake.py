@@ -123,7 +123,7 @@ class Fake:
         try:
             while asked := await self._request(reader):
                 await self._behaviour(asked)(Peer(asked, reader, writer))
-        except ConnectionError:
+        except (ConnectionError, asyncio.IncompleteReadError):  # the caller has gone, within a request even
             pass
         finally:
             self.open -= 1
