@@ -27,6 +27,7 @@ LAYERS = {
     "chatkit.excerpts": 1,
     "chatkit.sentences": 1,
     "chatkit.encoders": 1,
+    "chatkit.observers": 1,
     "chatkit.judging": 1,
     "chatkit.conversation": 1,
     "chatkit.markers": 1,
@@ -78,6 +79,7 @@ HEAVY = (
     "starlette",
     "uvicorn",
     "httpx",
+    "prometheus_client",
 )
 MAX_LINES = 400
 MAX_FUNCTION = 60

@@ -49,6 +49,7 @@ FAULTS = {
     "says text": lambda: Answers("safe"),
     "has no label": lambda: Answers(ModerationResult(False, label=None)),
     "has an unknown label": lambda: Answers(ModerationResult(False, label="safe")),
+    "has an unknown action": lambda: Answers(ModerationResult(False, action="block")),
     "is unavailable": lambda: Answers(ModerationResult(False, label=None, unavailable=True)),
     "scores NaN": lambda: PolicyModerator(Scored(harm=float("nan")), named("monitor")),
     "scores 7": lambda: PolicyModerator(Scored(hate=7.0), named("monitor")),
