@@ -91,7 +91,7 @@ MAX_IMPORT_S = 0.25
 # tokenizers raises nothing narrower for a broken file.
 CATCH_ALL = {
     ("chatkit.prompt_formats", "_named"),
-    ("chatkit.release", "checked"),
+    ("chatkit.release", "_verdict"),
     ("chatkit.turns", "drive"),
     ("chatkit.models.decoding", "load_tokenizer"),
     ("chatkit.models.judge_worker", "_written"),
