@@ -313,12 +313,13 @@ class OpenChatKitService:
             verdict: of the message, checked again; words of a refusal are not stored.
         """
         blocked = turn.status == "blocked"
+        stored = {turn.blocked: _stored_verdict(turn)} if blocked else {}
         notice = verdict.notice if verdict.flagged and turn.blocked == "input" else ""
         text = (notice or self._options.refusal) if blocked else turn.assistant
         yield TurnStarted(session_id, turn.request_id)
         if turn.passages:
             yield Retrieved(turn.passages)
-        yield Replace(text, turn.label) if blocked else TextDelta(text)
+        yield Replace(text, None if turn.label == "unavailable" else turn.label) if blocked else TextDelta(text)
         yield Reply(
             text=text,
             session_id=session_id,
@@ -327,8 +328,17 @@ class OpenChatKitService:
             finish_reason=turn.finish_reason or "stop",
             passages=turn.passages,
             usage=turn.usage,
+            moderation_input=stored.get("input"),
+            moderation_output=stored.get("output"),
             replayed=True,
         )
+
+
+def _stored_verdict(turn: Turn) -> ModerationResult:
+    """Return what a blocked turn still knows of the verdict: its label, or that the check could not run."""
+    if turn.label == "unavailable":
+        return ModerationResult(flagged=False, label=None, unavailable=True)
+    return ModerationResult(flagged=True, action="refuse", label=turn.label)
 
 
 def new_request_id() -> str:
