@@ -29,6 +29,7 @@ LOCKS = {
         "--extra=encryption",
         "--extra=datasets",
         "--extra=ray",
+        "--extra=presidio",
         "--group=dev",
     ],
     "requirements-ministack.lock": ["--group=pyproject.toml:ministack"],

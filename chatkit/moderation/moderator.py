@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from chatkit.errors import ConfigError
 from chatkit.moderation.domain import Domain
-from chatkit.moderation.phrases import folded, is_covered, uncovered, words_of
+from chatkit.moderation.normalise import normalised
+from chatkit.moderation.phrases import is_covered, uncovered, words_of
 from chatkit.moderation.policy import BLOCK_LIST, DOMAIN, Policy, Verdict, gravest
 from chatkit.protocols import Encoder, Scorer
 from chatkit.types import ACTIONS, LABELS, REFUSALS, Action, Direction, ModerationResult, Scores
@@ -78,10 +79,13 @@ class PolicyModerator:
         allow = [rule for rule in self._policy.allow if direction in rule.directions]
         if not block and not allow:
             return "allow", False
-        words = words_of(before[-_LISTS_READ:] + text, folded)
-        fine = [span for rule in allow for span in rule.phrases.spans(words)]
-        hits: list[Action] = [rule.action for rule in block if uncovered(rule.phrases.spans(words), fine)]
-        own = words_of(text, folded) if allow else []
+        read = before[-_LISTS_READ:] + text
+        hits: list[Action] = []
+        # As it is written, and as a reader sees it: a phrase may hold what looks like a trick, such as "4chan".
+        for words in (words_of(read), words_of(normalised(read))):
+            fine = [span for rule in allow for span in rule.phrases.spans(words)]
+            hits += [rule.action for rule in block if uncovered(rule.phrases.spans(words), fine)]
+        own = words_of(text) if allow else []
         spans = [span for rule in allow for span in rule.phrases.spans(own)]
         return gravest(hits), not hits and is_covered(len(own), spans)
 

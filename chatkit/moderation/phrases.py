@@ -6,7 +6,7 @@ of a script that is written without spaces counts as a word.
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 # Han, kana, Thai, Lao, Khmer and Myanmar: one letter is a token there.
@@ -14,9 +14,6 @@ _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 _TOKEN = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
-
-# A word of a text: where it begins and ends in the folded text, and what it says.
-Words = list[tuple[int, int, str]]
 
 
 def folded(text: str) -> str:
@@ -27,9 +24,9 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", composed.casefold())
 
 
-def words_of(text: str, fold: Callable[[str], str] = folded) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Return the words of `text`, folded."""
-    return [match.group() for match in _TOKEN.finditer(fold(text))]
+    return [match.group() for match in _TOKEN.finditer(folded(text))]
 
 
 @dataclass(slots=True)

@@ -106,6 +106,18 @@ async def test_a_blocked_phrase_is_found_across_a_cut() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    "written",
+    ["bank r0bb3ry", "b\u200bank rob\u200dbery", "bаnk rоbbеry", "ｂａｎｋ ｒｏｂｂｅｒｙ", "b-a-n-k  r-o-b-b-e-r-y"],
+    ids=["digits", "invisible", "cyrillic", "full-width", "spaced"],
+)
+async def test_a_blocked_phrase_is_found_through_tricks_of_writing(written: str) -> None:
+    moderator = PolicyModerator(Fixed(), policy_with(block=(PhraseRule(Phrases(["bank robbery", "4chan"])),)))
+    assert (await moderator.check(f"plan a {written} now", direction="input")).category == "block_list"
+    assert (await moderator.check("as on 4chan", direction="input")).category == "block_list"
+
+
+@pytest.mark.anyio
 async def test_text_of_allowed_phrases_alone_passes_whatever_its_score_and_one_word_more_does_not() -> None:
     moderator = PolicyModerator(Fixed(harm=1.0), Policy(
         "test", named("standard").table, allow=(PhraseRule(Phrases(["Kill Switch", "pro"])),)
