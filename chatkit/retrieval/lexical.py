@@ -35,6 +35,9 @@ _MOST_RANGES = 256
 _SPARE = 4
 # The share of BM25's score that a word can reach at most is (k1 + 1) × its weight, with tantivy's k1.
 _K1 = 1.2
+# Of the pairs that an unspaced query is cut into, about half straddle two words and stand in no passage that says it in
+# another order: with this the best passages of xquad's questions say .64 of them in Chinese, and .61 in English.
+_PAIR = 0.5
 
 
 class Text(Protocol):
@@ -229,12 +232,16 @@ class Lexical:
         return {word: float(count) for word, count in counted.items()}
 
     def ceiling(self, weights: dict[str, float]) -> float:
-        """Return the score of a passage that is full of every word: no passage has more."""
+        """Return the score of a passage that says all of it: full of every word, of every second pair of characters.
+
+        No passage has more, unless it has nearly every pair of a query in a script without spaces.
+        """
         total = len(self)
         ceiling = 0.0
         for word, weight in weights.items():
             frequency = self._frequency(word)
-            ceiling += weight * math.log1p((total - frequency + 0.5) / (frequency + 0.5))
+            counted = weight * _PAIR if words.is_pair(word) else weight
+            ceiling += counted * math.log1p((total - frequency + 0.5) / (frequency + 0.5))
         return (_K1 + 1) * ceiling
 
     def close(self) -> None:
