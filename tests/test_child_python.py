@@ -24,9 +24,11 @@ from chatkit.evaluation.served import ServedChatkit
 from chatkit.evaluation.session_bench import bench_races
 from chatkit.models.chat import ChatOptions, open_chat
 from chatkit.models.chat_convert import dequantized
+from chatkit.models.judge_process import JudgeOptions, ProcessJudge
 from chatkit.models.local import LocalOptions, open_local
 from chatkit.settings import load_settings
 from tests.models import tiny, tiny_gguf
+from tests.moderation import tiny_judges
 
 ROOT = Path(chatkit.__file__).resolve().parent
 # Modules that one child or another imports: of Python, of libraries, and the package itself.
@@ -93,6 +95,14 @@ def test_the_engine_of_chat_models_starts_with_its_other_rank(tmp_path, trap):
 async def start_and_close(model):
     await model.start()
     await model.close()
+
+
+def test_a_judging_model_starts(tmp_path, trap):
+    judge = ProcessJudge(
+        tiny_judges.make(tmp_path / "judge", "gptj"), JudgeOptions(device="cpu", threads=1), name="tiny"
+    )
+    judge.start()
+    asyncio.run(judge.close())
 
 
 def test_a_file_is_written_out_for_transformers(tmp_path, trap):
