@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from chatkit.errors import ConfigError
-from chatkit.moderation import orders
+from chatkit.moderation import manuals, orders
 from chatkit.moderation.copies import digest_of, key, near_copies
 from chatkit.moderation.network import SCORED
 from chatkit.moderation.normalise import normalised
@@ -20,6 +20,7 @@ from chatkit.types import LABELS
 # Part of every hold-out key: changing it draws other held-out rows.
 SEED = 20240607
 BENIGN: Mapping[str, float] = dict.fromkeys(SCORED, 0.0)
+NO_ORDERS: Mapping[str, float] = {"orders": 0.0}
 # Texts of these sets are themselves orders to a model, or hold some: whether a document may say them is left open.
 PROMPTS = ("ailuminate", "harmbench", "strongreject", "advbench", "catqa", "harmfulqa", "self-instruct", "mt-bench")
 # Texts in which nobody looked for injections, or whose form is that of one: a request is no injection, and an injection
@@ -298,6 +299,12 @@ def _orders(folder: Path) -> Iterator[Row]:
             yield Row(text, "deepset", str(n), {"injection": 0.0, "harm": 0.0})
 
 
+def _manuals(_: Path) -> Iterator[Row]:
+    """Yield windows of technical prose: it tells people what to do, and no model."""
+    texts = _cut("manuals", manuals.paragraphs())
+    yield from (replace(row, targets=NO_ORDERS, levels=()) for row in _sample(texts, 12000))
+
+
 def read_rows(folder: Path) -> list[Row]:
     """Return every row to fit on or to hold out, each text once, cleaned and cut to LONGEST characters.
 
@@ -390,5 +397,6 @@ READERS: tuple[Callable[[Path], Iterator[Row]], ...] = (
     _red_instruct,
     _benign,
     _orders,
+    _manuals,
     lambda _: _own(),
 )

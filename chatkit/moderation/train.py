@@ -79,7 +79,7 @@ def train_head(encoder: Encoder, folder: Path, out: Path | None, progress: Progr
     examples = _examples(rows, encoded)
     sources = np.array([row.source for row in rows])
     network = fit_network(examples[np.flatnonzero(parts == "fit")], sets.SEED)
-    everyday = np.isin(sources, (*EVERYDAY, "self-instruct")) & (parts == "calibrate")
+    everyday = np.isin(sources, (*EVERYDAY, "self-instruct", "manuals")) & (parts == "calibrate")
     if not everyday.any():
         raise ConfigError(f"{str(folder)!r} has too few everyday texts to calibrate on, expected the sets in full")
     usual = examples[np.flatnonzero(everyday)]
@@ -142,10 +142,12 @@ def calibrate(network: Network, harmless: Floats, targets: Floats) -> Network:
 
     Args:
         harmless: (n, 15) logits of windows that were not fitted on.
-        targets: (n, 10); where "orders" is NaN a window may hold some, and is left out for that category.
+        targets: (n, 10); where "orders" is NaN a window may hold some, and is left out for that category. Of one whose
+            harm is NaN, as of technical prose, only the categories that are known count.
     """
     (often, low), (seldom, high) = ANCHORS
-    left_out = np.isnan(targets) & (np.array(SCORED) == "orders")
+    prose = np.isnan(targets[:, [SCORED.index("harm")]])
+    left_out = np.isnan(targets) & (prose | (np.array(SCORED) == "orders"))
     raw = np.where(left_out, np.nan, harmless[:, : len(SCORED)])
     raw_low, raw_high = np.nanquantile(raw, (1 - often, 1 - seldom), axis=0)
     odds_low, odds_high = np.log(low / (1 - low)), np.log(high / (1 - high))
