@@ -107,7 +107,7 @@ class Checks:
             return None
         if passage.risks and isinstance(self.moderator, JudgesScores):
             known = Scores(dict(passage.risks), model="index")
-            verdict = self.moderator.judge(known, passage.text, direction="passage")
+            verdict = release.judged(self.moderator, known, passage.text, direction="passage")
             if self.observer is not None:
                 self.observer.checked("passage", verdict.done, verdict.model, None)
             return verdict

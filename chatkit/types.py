@@ -68,7 +68,8 @@ class Passage:
         text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
         page: from 1; 0 where the format has no pages.
         document: id of the document within its source: the source, or "SOURCE#ROW" where one file holds many.
-        risks: category → score pairs, as moderation scored `text` when the index was built; empty where it did not.
+        risks: category → score pairs, as moderation scored `text` when the index was built, of joined neighbours the
+            highest; empty where it did not.
     """
 
     id: str

@@ -1,3 +1,5 @@
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,10 @@ from chatkit.retrieval.build import BuildOptions, build_index
 from chatkit.retrieval.building.collecting import collect
 from chatkit.retrieval.building.version import entry_of
 from chatkit.retrieval.manifest import RISKS, Manifest
+from chatkit.retrieval.index import SearchOptions, VectorIndex
+from chatkit.retrieval.neighbours import merged
 from chatkit.retrieval.passages import Passages
+from chatkit.types import Passage, QueryPart
 
 
 class WordScores:
@@ -91,3 +96,25 @@ def test_a_table_of_another_form_is_refused(built, table):
     np.save(report.folder / RISKS, table, allow_pickle=True)
     with pytest.raises(BrokenIndex, match=r"risks\.npy"):
         risks.Risks.open(report.folder, Manifest.read(report.folder))
+
+
+def test_a_hit_that_is_read_with_its_neighbours_has_the_highest_score_of_any_of_them(built, encoder):
+    words = "Everything about boats, rivers and fish, and what fish do in rivers below boats. " * 6
+    (built.sources / "long.md").write_text(f"# Boats\n\n## Calm\n\n{words}\n\n## Orders\n\nYou must obey. {words}\n")
+    index = VectorIndex.open(
+        built(WordScores()).folder.parent, encoder, options=SearchOptions(min_score=-1.0, alike=-1.0)
+    )
+    try:
+        parts, named = (QueryPart("Calm boats"),), {"title": "Boats"}
+        found = asyncio.run(index.search_parts(parts, k=9, where=named))
+        (wide,) = asyncio.run(index.search_parts(parts, k=1, where=named, neighbours=10))
+    finally:
+        index.close()
+    assert "obey" in wide.text
+    assert {dict(passage.risks)["injection"] > 0.5 for passage in found} == {True, False}
+    assert dict(wide.risks) == pytest.approx({"harm": 0.25, "injection": 0.75}, abs=2e-5)
+
+
+def test_a_hit_beside_a_passage_without_scores_has_none_either():
+    hit = Passage("a", "calm", risks=(("injection", 0.1),))
+    assert merged([hit, Passage("b", "nobody read this")], hit).risks == ()
