@@ -58,25 +58,32 @@ def check(file: str) -> None:
 
 @policy.command("show")
 @click.argument("name")
+@click.option("--model", metavar="NAME", help="Show what counts for the scores of that model, such as qwen3guard/.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def show(name: str, as_json: bool) -> None:
-    """Show the thresholds of the policy NAME, or of a file, by direction and category, those of its base included."""
-    read = wiring.read_policy(name)
-    steps = ("annotate", "soften", "refuse", "escalate")
+def show(name: str, model: str | None, as_json: bool) -> None:
+    """Show the thresholds of the policy NAME, or of a file, by direction and category, those of its base included.
+
+    They are for the embedded head unless --model is given: a moderation model may have rows of its own.
+    """
+    policy = wiring.read_policy(name)
+    read = policy.of(model or "")
+    steps = ("annotate", "soften", "refuse", "escalate", "doubt")
     table = {
         direction: {
-            category: {step: getattr(row, step) for step in steps if getattr(row, step) <= 1}
+            category: {step: value for step in steps if (value := getattr(row, step)) is not None and value <= 1}
             for category, row in rows.items()
         }
         for direction, rows in read.table.items()
     }
     if as_json:
-        click.echo(json.dumps({"name": read.name, "doubt": read.doubt, "thresholds": table}))
+        click.echo(json.dumps({"name": policy.name, "model": model, "doubt": read.doubt, "thresholds": table}))
         return
     for direction, rows in table.items():
         for category, row in rows.items():
-            told = ", ".join(f"{step} from {value:g}" for step, value in row.items())
-            click.echo(f"{direction:8} {category:14} {told or 'nothing'}")
+            told = ", ".join(f"{step} from {value:g}" for step, value in row.items() if step != "doubt")
+            doubt = f", doubt {row['doubt']:g}" if "doubt" in row else ""
+            click.echo(f"{direction:8} {category:14} {told or 'nothing'}{doubt}")
+    click.echo(f"doubt    {read.doubt:g}")
 
 
 @moderation.command("report")

@@ -8,8 +8,8 @@ from chatkit.retrieval import risks
 from chatkit.retrieval.build import BuildOptions, build_index
 from chatkit.retrieval.building.collecting import collect
 from chatkit.retrieval.building.version import entry_of
-from chatkit.retrieval.manifest import RISKS, Manifest
 from chatkit.retrieval.index import SearchOptions, VectorIndex
+from chatkit.retrieval.manifest import RISKS, Manifest
 from chatkit.retrieval.neighbours import merged
 from chatkit.retrieval.passages import Passages
 from chatkit.types import Passage, QueryPart
