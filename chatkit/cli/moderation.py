@@ -10,6 +10,7 @@ import click
 
 from chatkit import feedback, wiring
 from chatkit.cli import setting_options
+from chatkit.errors import InvalidRequest
 from chatkit.settings import load_settings
 
 
@@ -88,9 +89,7 @@ def show(name: str, model: str | None, as_json: bool) -> None:
 
 @moderation.command("report")
 @click.option("--out", metavar="FILE", help="Where to write the rows; stdout, unless given.")
-@click.option(
-    "--all", "everything", is_flag=True, help="Also those without the text, or with another than was refused."
-)
+@click.option("--all", "everything", is_flag=True, help="Also those without the text that was refused.")
 @setting_options("home")
 def report(out: str | None, everything: bool, config: str | None, flags: dict[str, Any]) -> None:
     """Export the refusals that users reported as wrong, as JSON lines for an evaluation.
@@ -104,7 +103,10 @@ def report(out: str | None, everything: bool, config: str | None, flags: dict[st
     if out is None:
         click.echo(lines, nl=False)
         return
-    Path(out).write_text(lines, encoding="utf-8")
+    try:
+        Path(out).write_text(lines, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"--out {out!r} cannot be written: {error.strerror}; name a file in a folder") from error
     click.echo(f"{len(found)} rows written to {out}")
 
 

@@ -57,7 +57,7 @@ def read_set(path: Path) -> list[Labelled]:
         InvalidRequest: it cannot be read, or a line is wrong, naming it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{str(path)!r} cannot be read: {error}; expected JSON lines in UTF-8") from error
     rows = []
