@@ -92,6 +92,7 @@ MAX_IMPORT_S = 0.25
 CATCH_ALL = {
     ("chatkit.prompt_formats", "_named"),
     ("chatkit.release", "_verdict"),
+    ("chatkit.release", "judged"),
     ("chatkit.turns", "drive"),
     ("chatkit.models.decoding", "load_tokenizer"),
     ("chatkit.models.judge_worker", "_written"),

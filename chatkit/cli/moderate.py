@@ -109,7 +109,7 @@ def _rows(file: str, usual: Direction) -> Iterator[_Row]:
             continue
         try:
             yield _row(json.loads(line), usual, f"line {number} of {file!r}")
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InvalidRequest(f"line {number} of {file!r} is not valid JSON: {error}") from error
 
 
