@@ -21,6 +21,7 @@ LAYERS = {
     "chatkit.types": 0,
     "chatkit.verdicts": 0,
     "chatkit.errors": 0,
+    "chatkit.child_python": 0,
     "chatkit.protocols": 1,
     "chatkit.retrievers": 1,
     "chatkit.citations": 1,
