@@ -141,5 +141,6 @@ def test_a_build_lets_the_head_score_its_passages_unless_told_not_to(settings, t
         opened = Passages.open(report.folder, manifest)
         found[scan] = {row.source.rpartition("/")[2]: dict(row.risks) for row in opened.rows(range(len(opened)))}
         opened.close()
+    assert manifest.risks.version == wiring._scored_by()  # so that a service uses them
     assert found[False] == {"harbour.txt": {}, "minutes.txt": {}}
     assert found[True]["minutes.txt"]["injection"] > 0.8 > 0.5 > found[True]["harbour.txt"]["injection"]

@@ -118,3 +118,15 @@ def test_a_hit_that_is_read_with_its_neighbours_has_the_highest_score_of_any_of_
 def test_a_hit_beside_a_passage_without_scores_has_none_either():
     hit = Passage("a", "calm", risks=(("injection", 0.1),))
     assert merged([hit, Passage("b", "nobody read this")], hit).risks == ()
+
+
+def test_scores_of_another_scorer_than_the_one_that_runs_are_not_handed_out(built, encoder, caplog):
+    folder = built(WordScores("one")).folder.parent
+    found = {}
+    for scored_by in (None, "one", "two"):
+        caplog.clear()
+        index = VectorIndex.open(folder, encoder, options=SearchOptions(min_score=-1.0, scored_by=scored_by))
+        (passage,) = asyncio.run(index.search("rivers", k=1))
+        index.close()
+        found[scored_by] = bool(passage.risks), "scored by another head" in caplog.text
+    assert found == {None: (True, False), "one": (True, False), "two": (False, True)}
