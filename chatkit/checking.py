@@ -102,10 +102,10 @@ class Checks:
         if self._passages == "off" or not passage.text.strip():
             return None
         if passage.risks and isinstance(self.moderator, JudgesScores):
-            return self.moderator.judge(Scores(dict(passage.risks), model="index"), passage.text, direction="passage")
+            return self.moderator.judge(Scores(dict(passage.risks), model="index"), passage.shown, direction="passage")
         if self._passages == "scanned":
             return None
-        return await release.checked(self.moderator, passage.text, direction="passage", timeout=self._timeout)
+        return await release.checked(self.moderator, passage.shown, direction="passage", timeout=self._timeout)
 
     def note(self, direction: Direction, verdict: ModerationResult, session: str = "") -> None:
         """Count a verdict, and log what was refused or could not be checked; never its text.

@@ -91,7 +91,7 @@ def _base(character: str) -> str:
 
 
 def looks_like(character: str) -> str:
-    """Return the small Latin letter that a character is drawn like, or that a digit stands for; one character always."""
+    """Return the small Latin letter that a character is drawn like or stands for, else itself; one character always."""
     found = _SIGNS.get(ord(character)) or _base(character).translate(_LATIN).translate(_LEET).lower()
     return found if len(found) == 1 else character
 
