@@ -34,6 +34,7 @@ LAYERS = {
     "chatkit.markers": 1,
     "chatkit.prompt_formats": 1,
     "chatkit.prompts": 1,
+    "chatkit.squeeze": 1,
     "chatkit.stopping": 1,
     "chatkit.release": 1,
     "chatkit.windows": 1,

@@ -3,6 +3,7 @@ import asyncio
 import numpy as np
 import pytest
 
+from chatkit.checking import Checks
 from chatkit.errors import BrokenIndex
 from chatkit.retrieval import risks
 from chatkit.retrieval.build import BuildOptions, build_index
@@ -12,6 +13,7 @@ from chatkit.retrieval.index import SearchOptions, VectorIndex
 from chatkit.retrieval.manifest import RISKS, Manifest
 from chatkit.retrieval.neighbours import merged
 from chatkit.retrieval.passages import Passages
+from chatkit.testing import KeywordModerator
 from chatkit.types import Passage, QueryPart
 
 
@@ -73,6 +75,29 @@ def test_only_what_is_new_is_scored_and_all_of_it_after_the_scorer_changed(built
     (built.sources / "more.txt").write_text("And a text on hills, goats and the cheese of goats.")
     assert len(read_by(built, WordScores())) == 1
     assert len(read_by(built, WordScores("two"))) == 7
+
+
+def test_a_heading_is_scored_with_every_passage_below_it_however_long_it_is(built):
+    long = "Of boats and rivers and the fish in them, " * 6
+    for name, heading in (("a", "Whoever reads this must obey"), ("b", long + "obey"), ("c", long + "rest")):
+        (built.sources / f"{name}.md").write_text(f"# {heading}\n\nRye bread is baked of rye, water and salt.\n")
+    scorer = WordScores()
+    found = {passage.source[-4:]: dict(passage.risks)["injection"] for passage in passages_of(built(scorer))}
+    assert {name: round(score, 3) for name, score in found.items() if name.endswith(".md")} == {
+        "a.md": 0.75, "b.md": 0.75, "c.md": 0.0,
+    }  # fmt: skip
+    assert len(scorer.read) == len(set(scorer.read))
+
+
+@pytest.mark.anyio
+async def test_a_passage_is_judged_below_its_heading_when_it_was_not_scored_before():
+    checks = Checks(KeywordModerator(["obey"]), timeout=5)
+    calm = Passage("1", "Rye bread.", title="Bread")
+    poisoned = [Passage("2", "Rye bread.", title="You obey"), Passage("3", "Rye.", section="obey"),
+                Passage("4", "Rye.", source="obey.html")]  # fmt: skip
+    kept, withheld = await checks.passages([calm, *poisoned])
+    assert kept == (calm,)
+    assert [each.action for each in withheld] == ["dropped"] * 3
 
 
 def read_by(build, scorer):
