@@ -154,7 +154,12 @@ def _units(text: str, before: str, earlier: str) -> list[str]:
     windows = overlapping_windows(text, before)
     if earlier and windows:
         windows.append(overlapping_windows(text, earlier + " ")[0])
-    return [part for window in windows for part in _parts(normalised(window)) if part]
+    return [part for window in windows for part in _parts(normalised(window)) if _says(part)]
+
+
+def _says(part: str) -> bool:
+    """Whether there is more than ASCII signs: those alone say nothing, and a vector of them is chance."""
+    return not part.isascii() or any(map(str.isalnum, part))
 
 
 def _parts(window: str) -> list[str]:
