@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from chatkit import release
+from chatkit.observers import Observer
 from chatkit.protocols import JudgesScores, Moderator
 from chatkit.types import (
     REFUSALS,
@@ -44,12 +45,14 @@ class Checks:
         passages: which passages are checked: all, those whose scores the index has, or none.
 
     Attributes:
-        counts: (direction, what was done) → how often; done is an action, or "unavailable", which is no action.
+        counts: (direction, what was done) → how often; of a message or an answer what decided, of passages each.
+        observer: is told of each check; None for nobody.
     """
 
     def __init__(self, moderator: Moderator, *, timeout: float, passages: PassageCheck = "all") -> None:
         self.moderator = moderator
         self.counts: Counter[tuple[Direction, str]] = Counter()
+        self.observer: Observer | None = None
         self._timeout = timeout
         self._passages = passages
 
@@ -72,6 +75,7 @@ class Checks:
                     direction="input",
                     history=context if start + place == 0 else (),
                     timeout=self._timeout,
+                    observer=self.observer,
                 )
                 for place, text in enumerate(part)
             )
@@ -102,10 +106,16 @@ class Checks:
         if self._passages == "off" or not passage.text.strip():
             return None
         if passage.risks and isinstance(self.moderator, JudgesScores):
-            return self.moderator.judge(Scores(dict(passage.risks), model="index"), passage.shown, direction="passage")
+            known = Scores(dict(passage.risks), model="index")
+            verdict = self.moderator.judge(known, passage.shown, direction="passage")
+            if self.observer is not None:
+                self.observer.checked("passage", verdict.done, verdict.model, None)
+            return verdict
         if self._passages == "scanned":
             return None
-        return await release.checked(self.moderator, passage.shown, direction="passage", timeout=self._timeout)
+        return await release.checked(
+            self.moderator, passage.shown, direction="passage", timeout=self._timeout, observer=self.observer
+        )
 
     def note(self, direction: Direction, verdict: ModerationResult, session: str = "") -> None:
         """Count a verdict, and log what was refused or could not be checked; never its text.
@@ -113,9 +123,7 @@ class Checks:
         Args:
             session: a hash that stands for the session.
         """
-        done = "unavailable" if verdict.unavailable else verdict.action
-        if verdict.flagged and done not in REFUSALS:
-            done = "refuse"
+        done = verdict.done
         self.counts[direction, done] += 1
         if done in (*REFUSALS, "unavailable"):
             level = logging.INFO if done == "refuse" else logging.WARNING

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
+from chatkit.observers import Observer
 from chatkit.protocols import Moderator
 from chatkit.types import ACTIONS, LABELS, Chunk, Direction, FinishReason, ModerationResult, Usage
 from chatkit.windows import MAX_WINDOW as MAX_WINDOW
@@ -34,8 +36,24 @@ async def checked(
     before: str = "",
     history: tuple[str, ...] = (),
     timeout: float = CHECK_TIMEOUT,
+    observer: Observer | None = None,
 ) -> ModerationResult:
-    """Return the moderator's verdict; a check that fails or takes too long is `unavailable`, never safe."""
+    """Return the moderator's verdict; a check that fails or takes too long is `unavailable`, never safe.
+
+    Args:
+        observer: is told of it, unless the caller stopped waiting.
+    """
+    started = time.perf_counter()
+    verdict = await _verdict(moderator, text, direction, before, history, timeout)
+    if observer is not None:
+        observer.checked(direction, verdict.done, verdict.model, time.perf_counter() - started)
+    return verdict
+
+
+async def _verdict(
+    moderator: Moderator, text: str, direction: Direction, before: str, history: tuple[str, ...], timeout: float
+) -> ModerationResult:
+    """Ask the moderator, and log why where a check could not run; never the text."""
     try:
         async with asyncio.timeout(timeout):
             verdict = await moderator.check(text, direction=direction, before=before, history=history)
@@ -46,7 +64,10 @@ async def checked(
         place = f"{frame.f_code.co_filename}:{line}"  # not the message: it may hold the text
         log.error("moderation of %s failed with %s at %s", direction, type(error).__name__, place)
     else:
-        if isinstance(verdict, ModerationResult) and (verdict.unavailable or verdict.label in LABELS):
+        if isinstance(verdict, ModerationResult) and verdict.unavailable:
+            log.error("moderation of %s could not be told by its model %s", direction, verdict.model or "-")
+            return verdict
+        if isinstance(verdict, ModerationResult) and verdict.label in LABELS and verdict.action in ACTIONS:
             return verdict
         log.error("moderation of %s answered what is no verdict: a %s", direction, type(verdict).__name__)
     return ModerationResult(flagged=False, label=None, unavailable=True)
@@ -60,6 +81,7 @@ class ReleaseGate:
     Args:
         history: what was said before, the message that is answered last; see `Scorer.score`.
         timeout: of each check, seconds.
+        observer: is told of each check.
 
     Attributes (after iteration):
         result: the verdict that decided; the gravest when nothing was flagged, the whole text's among equals.
@@ -78,12 +100,14 @@ class ReleaseGate:
         *,
         history: tuple[str, ...] = (),
         timeout: float = CHECK_TIMEOUT,
+        observer: Observer | None = None,
     ) -> None:
         self._chunks = chunks
         self._moderator = moderator
         self._mode = mode
         self._history = history
         self._timeout = timeout
+        self._observer = observer
         self._turn = asyncio.Semaphore(_CHECKS_AT_ONCE)
         self.notices: list[str] = []
         self._windows: asyncio.Queue[_Window | None] = asyncio.Queue()
@@ -165,6 +189,7 @@ class ReleaseGate:
                 before=before,
                 history=self._history,
                 timeout=self._timeout,
+                observer=self._observer,
             )
 
     async def _whole_is_fine(self) -> bool:

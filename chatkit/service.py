@@ -13,6 +13,7 @@ from chatkit.checking import Checks, context_of
 from chatkit.citations import Attributor
 from chatkit.errors import Conflict, NotSaved, StoreFailed
 from chatkit.feedback import Feedback
+from chatkit.observers import Observer, end_of
 from chatkit.planning import Plan, Planner, ServiceOptions, Stopwatch
 from chatkit.protocols import (
     Embedder,
@@ -85,7 +86,16 @@ class OpenChatKitService:
         self.checks = Checks(moderator, timeout=self._options.check_timeout_s, passages=self._options.passage_check)
         self._planner = Planner(model, self.checks, retriever, self._options)
         self._resources = resources or AsyncExitStack()
-        self.turns = LiveTurns()
+        self.turns = LiveTurns(self._ended)
+        self._observer: Observer | None = None
+
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` of every check and every turn from now on, and nobody else."""
+        self._observer = self.checks.observer = observer
+
+    def _ended(self, live: LiveTurn) -> None:
+        if self._observer is not None:
+            self._observer.ended(end_of(live.first, live.last, cancelled=live.cancelled))
 
     @property
     def ready(self) -> bool:
@@ -240,7 +250,12 @@ class OpenChatKitService:
     def _gate(self, chunks: AsyncIterator[Chunk], request: ChatRequest, plan: Plan) -> release.ReleaseGate:
         said = (*context_of(plan.conversation.context(before=request.replaces)), request.text)
         return release.ReleaseGate(
-            chunks, self.checks.moderator, self._options.gate, history=said, timeout=self._options.check_timeout_s
+            chunks,
+            self.checks.moderator,
+            self._options.gate,
+            history=said,
+            timeout=self._options.check_timeout_s,
+            observer=self.checks.observer,
         )
 
     def _notices(self, gate: release.ReleaseGate, plan: Plan, live: LiveTurn) -> list[str]:
@@ -298,12 +313,13 @@ class OpenChatKitService:
             verdict: of the message, checked again; words of a refusal are not stored.
         """
         blocked = turn.status == "blocked"
+        stored = {turn.blocked: _stored_verdict(turn)} if blocked else {}
         notice = verdict.notice if verdict.flagged and turn.blocked == "input" else ""
         text = (notice or self._options.refusal) if blocked else turn.assistant
         yield TurnStarted(session_id, turn.request_id)
         if turn.passages:
             yield Retrieved(turn.passages)
-        yield Replace(text, turn.label) if blocked else TextDelta(text)
+        yield Replace(text, None if turn.label == "unavailable" else turn.label) if blocked else TextDelta(text)
         yield Reply(
             text=text,
             session_id=session_id,
@@ -312,8 +328,17 @@ class OpenChatKitService:
             finish_reason=turn.finish_reason or "stop",
             passages=turn.passages,
             usage=turn.usage,
+            moderation_input=stored.get("input"),
+            moderation_output=stored.get("output"),
             replayed=True,
         )
+
+
+def _stored_verdict(turn: Turn) -> ModerationResult:
+    """Return what a blocked turn still knows of the verdict: its label, or that the check could not run."""
+    if turn.label == "unavailable":
+        return ModerationResult(flagged=False, label=None, unavailable=True)
+    return ModerationResult(flagged=True, action="refuse", label=turn.label)
 
 
 def new_request_id() -> str:

@@ -156,7 +156,7 @@ class Settings(ModerationSettings):
     )
     keep_versions: int = _setting(1, "Older versions of an index that are kept beside the live one.")
     k: int = _setting(3, "Passages looked up for a message.")
-    min_score: float = _setting(0.35, "Least score of a passage that is used; 0 to 1, -1 takes all.")
+    min_score: float = _setting(0.33, "Least score of a passage that is used; 0 to 1, -1 takes all.")
     dense_weight: float = _setting(
         -1.0, "Weight of meaning against words in a search, 0 to 1; -1 takes what each index was built with."
     )

@@ -95,6 +95,16 @@ class LiveTurn:
         if self.cancelled or self.expired:
             stop()
 
+    @property
+    def first(self) -> Event | None:
+        """The first event so far."""
+        return self._events[0] if self._events else None
+
+    @property
+    def last(self) -> Event | None:
+        """The newest event: of a turn that has ended, Reply or Error."""
+        return self._events[-1] if self._events else None
+
     def sent_text(self) -> str:
         """Return the text that a consumer has taken: what was sent, when the only one has left."""
         return "".join(e.text for e in self._events[: self._delivered] if isinstance(e, TextDelta))
@@ -125,9 +135,14 @@ class LiveTurn:
 
 
 class LiveTurns:
-    """The turns that run now, by whose request they are."""
+    """The turns that run now, by whose request they are.
 
-    def __init__(self) -> None:
+    Args:
+        ended: is told of each turn that has ended.
+    """
+
+    def __init__(self, ended: Callable[[LiveTurn], None] | None = None) -> None:
+        self._ended = ended
         self._turns: dict[Hashable, LiveTurn] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -161,6 +176,8 @@ class LiveTurns:
         if self._turns.get(key) is live:
             del self._turns[key]
         self._tasks.discard(task)
+        if self._ended is not None:
+            self._ended(live)
 
     async def drain(self, grace: float) -> None:
         """Let running turns end within `grace` seconds, then cancel what is left and wait for it to be stored."""

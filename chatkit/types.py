@@ -12,6 +12,7 @@ from chatkit.verdicts import LABELS as LABELS
 from chatkit.verdicts import REFUSALS as REFUSALS
 from chatkit.verdicts import Action as Action
 from chatkit.verdicts import Direction as Direction
+from chatkit.verdicts import Done as Done
 from chatkit.verdicts import ModerationResult as ModerationResult
 from chatkit.verdicts import Scores as Scores
 

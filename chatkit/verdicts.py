@@ -5,6 +5,8 @@ from typing import Literal
 
 Direction = Literal["input", "output", "passage"]
 Action = Literal["allow", "annotate", "soften", "refuse", "escalate"]
+# What a check came to: a check that could not run is no action, least of all "allow".
+Done = Literal[Action, "unavailable"]
 
 # The five OpenChatKit labels, from harmless to grave. They are rater votes, not severities of harm.
 LABELS = (
@@ -81,3 +83,10 @@ class ModerationResult:
     model: str = ""
     version: str = ""
     notice: str = ""
+
+    @property
+    def done(self) -> Done:
+        """What the check came to, as logs and metrics count it."""
+        if self.unavailable:
+            return "unavailable"
+        return "refuse" if self.flagged and self.action not in REFUSALS else self.action

@@ -21,12 +21,14 @@ LAYERS = {
     "chatkit.types": 0,
     "chatkit.verdicts": 0,
     "chatkit.errors": 0,
+    "chatkit.child_python": 0,
     "chatkit.protocols": 1,
     "chatkit.retrievers": 1,
     "chatkit.citations": 1,
     "chatkit.excerpts": 1,
     "chatkit.sentences": 1,
     "chatkit.encoders": 1,
+    "chatkit.observers": 1,
     "chatkit.judging": 1,
     "chatkit.conversation": 1,
     "chatkit.markers": 1,
@@ -79,6 +81,7 @@ HEAVY = (
     "starlette",
     "uvicorn",
     "httpx",
+    "prometheus_client",
 )
 MAX_LINES = 400
 MAX_FUNCTION = 60
@@ -90,7 +93,7 @@ MAX_IMPORT_S = 0.25
 # tokenizers raises nothing narrower for a broken file.
 CATCH_ALL = {
     ("chatkit.prompt_formats", "_named"),
-    ("chatkit.release", "checked"),
+    ("chatkit.release", "_verdict"),
     ("chatkit.turns", "drive"),
     ("chatkit.models.decoding", "load_tokenizer"),
     ("chatkit.models.judge_worker", "_written"),

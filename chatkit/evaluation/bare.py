@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from chatkit import child_python
 from chatkit.errors import EngineFailed
 from chatkit.models.local_worker import generation_config, open_pipeline
 
@@ -44,7 +45,8 @@ class BarePipeline:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "chatkit.evaluation.bare", json.dumps(options)],
+            [sys.executable, *child_python.run_module("chatkit.evaluation.bare"), json.dumps(options)],
+            env=child_python.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from chatkit import wiring
+from chatkit import child_python, wiring
 from chatkit.errors import Conflict, InvalidRequest, StoreFailed, Unavailable
 from chatkit.evaluation.ledger import Acknowledged, Asked, Ledger
 from chatkit.protocols import NewTurn, Outcome, TurnStore
@@ -20,7 +20,7 @@ from chatkit.settings import Settings
 from chatkit.types import Owner
 
 # What Python runs for each process of writers.
-_PROGRAM = ("-m", "chatkit.evaluation.races")
+_PROGRAM = child_python.run_module("chatkit.evaluation.races")
 # A writer gives a request up after this long; a taken-over turn waits for a lease of 15 s. Seconds.
 _PATIENCE = 120.0
 # The longest that an answer takes to be made. Seconds.
@@ -104,7 +104,11 @@ def race_processes(settings: Mapping[str, Any], bench: RaceBench, run: str, ledg
     jobs = [json.dumps([dict(settings), asdict(bench), run, f"p{number}"]) for number in range(bench.processes)]
     started = [
         subprocess.Popen(
-            [sys.executable, *_PROGRAM, job], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, *_PROGRAM, job],
+            env=child_python.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
         for job in jobs
     ]

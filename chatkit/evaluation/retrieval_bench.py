@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import chatkit
+from chatkit import child_python
 from chatkit.errors import BadIndex, EngineFailed, InvalidRequest
 from chatkit.evaluation.peers import HOME
 from chatkit.evaluation.processes import machine_cpu_seconds, tree_cpu_seconds
@@ -197,12 +198,13 @@ def _workers(version: Path, made: VectorSet, folder: Path, tell: Callable[[str],
     """Return what the second of two workers reports: seconds to open, and megabytes of its own beside the first."""
     asked = folder / "asked.npy"
     np.save(asked, made.questions)
-    command = [sys.executable, "-m", "chatkit.evaluation.vector_worker", str(version), str(asked)]
+    command = [sys.executable, *child_python.run_module("chatkit.evaluation.vector_worker"), str(version), str(asked)]
+    environ = child_python.environment()
     told: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
         for number in ("first", "second"):
             worker = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             )
             assert worker.stdout is not None
             line = worker.stdout.readline()

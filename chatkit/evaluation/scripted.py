@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from chatkit import child_python
 from chatkit.errors import EngineFailed
 
 # What Python runs; it forks a server for each line it is given, from a process that has imported everything.
-PROGRAM = ("-m", "chatkit.cli._scripted_serve")
+PROGRAM = child_python.run_module("chatkit.cli._scripted_serve")
 # A message with this word is refused.
 REFUSED = "unspeakable"
 # A server that says nothing for this long is stuck. Seconds.
@@ -36,6 +37,7 @@ class ScriptedServer:
         self._pid: int | None = None
         self._process = subprocess.Popen(
             [sys.executable, *program, json.dumps(dict(settings))],
+            env=child_python.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

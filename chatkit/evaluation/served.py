@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from chatkit import child_python
 from chatkit.errors import EngineFailed, Unavailable
 from chatkit.evaluation.driving import Driven, drive
 from chatkit.evaluation.processes import children, cpu_seconds
 from chatkit.setting_checks import ENV_PREFIX
 
 _READY = re.compile(r"ready after .* on http://([^:]+):(\d+)")
-_CHATKIT = ("-m", "chatkit")
+_CHATKIT = child_python.run_module("chatkit")
 # A client that waits longer than this has lost its answer. Seconds.
 _TIMEOUT = 120.0
 
@@ -61,7 +61,8 @@ class ServedChatkit:
     """
 
     def __init__(self, home: Path, settings: Mapping[str, Any], *, program: Sequence[str] = _CHATKIT) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+        given = child_python.environment()
+        environ = {name: value for name, value in given.items() if not name.startswith(ENV_PREFIX)}
         environ |= {ENV_PREFIX + name.upper(): str(value) for name, value in settings.items()}
         environ[ENV_PREFIX + "HOME"] = str(home)
         self._log = (home / "serve.log").open("w+", encoding="utf-8")

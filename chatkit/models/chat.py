@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chatkit import child_python
 from chatkit.errors import BrokenModel, ConfigError
 from chatkit.models import parallel
 from chatkit.models.admission import ROW_BLOCK, Admission
@@ -91,7 +92,10 @@ class ChatModel(EngineModel):
             )
         worker = {**asdict(options), "model": str(folder), "tokenizer": str(folder), "window": facts.context_window}
         super().__init__(
-            (sys.executable, "-m", "chatkit.models.chat_worker", json.dumps(worker | {"tensor_parallel": ranks})),
+            (
+                *(sys.executable, *child_python.run_module("chatkit.models.chat_worker")),
+                json.dumps(worker | {"tensor_parallel": ranks}),
+            ),
             name=name,
             context_window=facts.context_window,
             eos_ids=facts.eos_ids,

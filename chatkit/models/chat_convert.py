@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from chatkit import child_python
 from chatkit.errors import BrokenModel, ModelError
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,8 @@ def _make(file: Path, folder: Path) -> None:
     log.info("writing %s out for transformers, once", file.name)
     work = Path(tempfile.mkdtemp(prefix=".dequantizing-", dir=folder.parent))
     try:
-        command = [sys.executable, "-m", "chatkit.models.chat_convert", str(file), str(work)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, *child_python.run_module("chatkit.models.chat_convert"), str(file), str(work)]
+        done = subprocess.run(command, env=child_python.environment(), capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise BrokenModel(

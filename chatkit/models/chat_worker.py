@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from chatkit import child_python
 from chatkit.errors import ChatkitError, ModelError
 from chatkit.models import parallel, worker_io
 from chatkit.models.admission import ROW_BLOCK
@@ -68,7 +69,8 @@ def _in_parallel(options: dict[str, Any], events: Events, place: parallel.Place 
     if place is None:
 
         def command(other: parallel.Place) -> list[str]:
-            return [sys.executable, "-m", "chatkit.models.chat_worker", json.dumps({**options, "place": asdict(other)})]
+            told = json.dumps({**options, "place": asdict(other)})
+            return [sys.executable, *child_python.run_module("chatkit.models.chat_worker"), told]
 
         place, store = parallel.start_followers(options["tensor_parallel"], command, fatal)
     elif place.rank > 0:

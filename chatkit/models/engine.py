@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from chatkit import child_python
 from chatkit.errors import (
     BrokenModel,
     ChatkitError,
@@ -179,6 +180,7 @@ class EngineModel:
         """
         self._process = await asyncio.create_subprocess_exec(
             *self.command,
+            env=child_python.environment(),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from chatkit import child_python
 from chatkit.errors import BrokenModel, ChatkitError, ConfigError, EngineFailed, MissingExtra, ModelError, TooLarge
 from chatkit.judging import Question
 
@@ -73,7 +74,7 @@ class ProcessJudge:
         self.forwards = 0
         told = asdict(options) | {"model": str(folder)}
         told["samples"] = [[_as_json(first), _as_json(second)] for first, second in samples]
-        self._command = (sys.executable, "-m", "chatkit.models.judge_worker", json.dumps(told))
+        self._command = (sys.executable, *child_python.run_module("chatkit.models.judge_worker"), json.dumps(told))
         self._answer_s = options.answer_s
         self._numbers = itertools.count()
         self._process: subprocess.Popen[str] | None = None
@@ -94,7 +95,12 @@ class ProcessJudge:
         self._started_at = time.monotonic()
         self._events = queue.SimpleQueue()
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            self._command,
+            env=child_python.environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         threading.Thread(target=_read, args=(self._process, self._events), name="judge-events", daemon=True).start()
         self._next(_START_S)

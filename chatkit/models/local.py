@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from chatkit import child_python
 from chatkit.models import kv_cache
 from chatkit.models.admission import Admission
 from chatkit.models.decoding import load_tokenizer
@@ -68,7 +69,7 @@ class LocalModel(EngineModel):
             eos_token=facts.eos_token,
         )
         super().__init__(
-            (sys.executable, "-m", "chatkit.models.local_worker", json.dumps(worker)),
+            (sys.executable, *child_python.run_module("chatkit.models.local_worker"), json.dumps(worker)),
             name=name or facts.name,
             context_window=min(facts.context_window, self.cache_tokens),
             eos_ids=facts.eos_ids,

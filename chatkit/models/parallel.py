@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from chatkit import child_python
 from chatkit.errors import ConfigError
 
 # Where ranks of this machine meet when mpirun says nothing; torchrun does.
@@ -182,7 +183,9 @@ def start_followers(
     store = TCPStore(_HERE, 0, ranks, is_master=True, wait_for_workers=False, timeout=_JOINING)
     for rank in range(1, ranks):
         place = Place(rank, ranks, rank, _HERE, store.port)
-        process = subprocess.Popen(command(place), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(place), env=child_python.environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
         _children.append(process)
         threading.Thread(target=_watch, args=(rank, process, died), daemon=True).start()
     return Place(0, ranks, 0, _HERE, store.port), store

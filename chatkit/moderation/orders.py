@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from chatkit.moderation.copies import words
+
 OWN = Path(__file__).parent / "weights" / "orders.txt"
 # Sentences drawn from each section of the file.
 DRAWN = {"injections": 1600, "orders": 1700, "plain": 1500}
@@ -81,13 +83,9 @@ def public(folder: Path, name: str) -> list[tuple[str, bool]]:
 
 def apart(rows: list[tuple[str, bool]], measured: list[str]) -> list[tuple[str, bool]]:
     """Return the `rows` that are no copy of a measured text, not even with a few words changed."""
-    known = [_words(text) for text in measured]
-    return [(text, label) for text, label in rows if not any(_alike(_words(text), other) for other in known)]
+    known = [words(text) for text in measured]
+    return [(text, label) for text, label in rows if not any(_alike(words(text), other) for other in known)]
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
-
-
-def _alike(one: set[str], other: set[str]) -> bool:
+def _alike(one: frozenset[str], other: frozenset[str]) -> bool:
     return len(one & other) >= _ALIKE * max(1, min(len(one), len(other)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from chatkit.errors import ConfigError
 from chatkit.moderation import orders
+from chatkit.moderation.copies import digest_of, key, near_copies
 from chatkit.moderation.network import SCORED
 from chatkit.moderation.normalise import normalised
 from chatkit.release import overlapping_windows, tail
@@ -300,6 +301,8 @@ def _orders(folder: Path) -> Iterator[Row]:
 def read_rows(folder: Path) -> list[Row]:
     """Return every row to fit on or to hold out, each text once, cleaned and cut to LONGEST characters.
 
+    Copies of what a measuring set holds are left out, those with a few words changed as well.
+
     Raises:
         ConfigError: the folder lacks a set or holds it in another form, naming it.
     """
@@ -311,8 +314,10 @@ def read_rows(folder: Path) -> list[Row]:
             text = normalised(row.text)[:LONGEST]
             if text:
                 rows.setdefault(key(text), replace(row, text=text, targets=_known(row)))
-        for text in [text for texts in (*measured(folder).values(), measured_orders(folder)) for text, _ in texts]:
-            rows.pop(key(normalised(text)[:LONGEST]), None)
+        judged = [text for texts in (*measured(folder).values(), measured_orders(folder)) for text, _ in texts]
+        keys = list(rows)
+        for place in near_copies([row.text for row in rows.values()], [normalised(text)[:LONGEST] for text in judged]):
+            del rows[keys[place]]
         counted = {digest for digests in read_split().values() for digest in digests}
         rows = {k: row for k, row in rows.items() if part(row) == "held_out" or digest_of(row.text) not in counted}
     except OSError as error:
@@ -328,11 +333,6 @@ def read_split() -> dict[str, list[str]]:
     """Return the committed split: "source/group" → the digests of its texts."""
     lines = [line.split("\t") for line in SPLIT_FILE.read_text(encoding="utf-8").splitlines() if line[:2] != "# "]
     return {group: digests.split() for group, digests in lines}
-
-
-def digest_of(text: str) -> str:
-    """Return the beginning of the SHA-256 of what all copies of a text have in common."""
-    return hashlib.sha256(key(normalised(text)).encode()).hexdigest()[:12]
 
 
 def _known(row: Row) -> Mapping[str, float]:
@@ -392,8 +392,3 @@ READERS: tuple[Callable[[Path], Iterator[Row]], ...] = (
     _orders,
     lambda _: _own(),
 )
-
-
-def key(text: str) -> str:
-    """Return what two copies of one text have in common: lower case, single spaces, no full stop."""
-    return " ".join(text.lower().split()).rstrip(". ")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from chatkit.moderation import sets
+from chatkit.moderation.copies import digest_of
 
 _HEAD = """\
 # The texts on which false refusals of the head are counted: set/group, and the beginning of the SHA-256 of each text in
@@ -30,7 +31,7 @@ def write_split(folder: Path, file: Path) -> int:
     """Write the split of the sets in `folder` and return the number of its texts."""
     found: dict[str, list[str]] = {}
     for group, text in benign_split(folder):
-        found.setdefault(group, []).append(sets.digest_of(text))
+        found.setdefault(group, []).append(digest_of(text))
     lines = [f"{group}\t{' '.join(digests)}\n" for group, digests in found.items()]
     file.write_text(_HEAD + "".join(lines), encoding="utf-8")
     return sum(map(len, found.values()))

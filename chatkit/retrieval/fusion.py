@@ -57,7 +57,7 @@ def fuse(
         dense: cosine of each candidate, (n,); read only where `weight` is above 0.
         lexical: BM25 score of each candidate, (n,), 0 for none.
         weight: of the dense leg, 0 to 1.
-        ceiling: the BM25 score that no passage can exceed for this query.
+        ceiling: the BM25 score of a passage that says all of the query.
         background: mean cosine of unrelated texts with this encoder.
         cosine_of: place of a candidate → its cosine, where `dense` holds inner products of vectors of any length.
 

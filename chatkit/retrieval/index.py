@@ -51,7 +51,7 @@ class SearchOptions:
         alike: cosine with the hit from which on a neighbour is.
     """
 
-    min_score: float = 0.35
+    min_score: float = 0.33
     dense_weight: float | None = None
     reranker: Reranker | None = None
     neighbours: int = 0

@@ -5,7 +5,8 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,6 +36,9 @@ _MOST_RANGES = 256
 _SPARE = 4
 # The share of BM25's score that a word can reach at most is (k1 + 1) × its weight, with tantivy's k1.
 _K1 = 1.2
+# Of the pairs that an unspaced query is cut into, about half straddle two words and stand in no passage that says it in
+# another order: with this the best passages of xquad's questions say .64 of them in Chinese, and .61 in English.
+_PAIR = 0.5
 
 
 class Text(Protocol):
@@ -126,10 +130,14 @@ class LexicalWriter:
 
 
 class Lexical:
-    """An open lexical index. Methods may be called from several threads."""
+    """An open lexical index.
 
-    def __init__(self, index: Any, links: Path | None, analyser: Any) -> None:
+    Methods may be called from several threads. They raise BrokenIndex where a file turns out to be damaged.
+    """
+
+    def __init__(self, folder: Path, index: Any, links: Path | None, analyser: Any) -> None:
         """Take an open index; `links` is a folder to remove when closed."""
+        self._folder = folder
         self._tantivy = import_tantivy()
         self._schema = index.schema
         self._searcher = index.searcher()
@@ -152,7 +160,7 @@ class Lexical:
             analyser = words.analyser(made.analyser)
         except ConfigError as error:
             raise broken(folder / FILE, str(error)) from error
-        opened = cls(*_opened(folder / FOLDER), analyser)
+        opened = cls(folder / FOLDER, *_opened(folder / FOLDER), analyser)
         count = len(opened)
         if count != manifest.passages:
             opened.close()
@@ -166,7 +174,7 @@ class Lexical:
         Raises:
             BrokenIndex: it is damaged.
         """
-        return cls(*_opened(folder / FOLDER), words.analyser(analyser))
+        return cls(folder / FOLDER, *_opened(folder / FOLDER), words.analyser(analyser))
 
     def __len__(self) -> int:
         """Return the number of passages."""
@@ -198,8 +206,9 @@ class Lexical:
         return self._hits(self._tantivy.Query.boolean_query([(must, self._within(runs)), (must, query)]), k)
 
     def _hits(self, query: Any, k: int) -> list[tuple[int, float]]:
-        hits = self._searcher.search(query, min(k, len(self)), count=False).hits
-        found = self._searcher.fast_field_values(_ROW, [address for _, address in hits])
+        with _reading(self._folder):
+            hits = self._searcher.search(query, min(k, len(self)), count=False).hits
+            found = self._searcher.fast_field_values(_ROW, [address for _, address in hits])
         return [(int(row), float(score)) for row, (score, _) in zip(found, hits, strict=True)]
 
     def _sifted(self, query: Any, k: int, runs: NDArray[np.int64]) -> list[tuple[int, float]] | None:
@@ -229,12 +238,16 @@ class Lexical:
         return {word: float(count) for word, count in counted.items()}
 
     def ceiling(self, weights: dict[str, float]) -> float:
-        """Return the score of a passage that is full of every word: no passage has more."""
+        """Return the score of a passage that says all of it: full of every word, of every second pair of characters.
+
+        No passage has more, unless it has nearly every pair of a query in a script without spaces.
+        """
         total = len(self)
         ceiling = 0.0
         for word, weight in weights.items():
             frequency = self._frequency(word)
-            ceiling += weight * math.log1p((total - frequency + 0.5) / (frequency + 0.5))
+            counted = weight * _PAIR if words.is_pair(word) else weight
+            ceiling += counted * math.log1p((total - frequency + 0.5) / (frequency + 0.5))
         return (_K1 + 1) * ceiling
 
     def close(self) -> None:
@@ -243,7 +256,8 @@ class Lexical:
         _remove(self._links)
 
     def _frequency(self, word: str) -> int:
-        return int(self._searcher.doc_freq(_TEXT, word))
+        with _reading(self._folder):
+            return int(self._searcher.doc_freq(_TEXT, word))
 
     def _any_of(self, weights: dict[str, float]) -> Any:
         queries = self._tantivy.Query
@@ -289,6 +303,17 @@ def _opened(folder: Path) -> tuple[Any, Path | None]:
     except (ValueError, OSError) as error:
         _remove(links)
         raise broken(folder, f"cannot be read by tantivy ({str(error).strip()[:200]})") from error
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """Say of damaged files what they are: the library ends in a panic on them, which is no Exception of Python's."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+            raise
+        raise broken(folder, f"cannot be searched by tantivy ({str(error).strip()[:200]})") from error
 
 
 def _remove(links: Path | None) -> None:

@@ -50,9 +50,13 @@ def pad_id(checkpoint: Checkpoint) -> int:
     return next((int(number) for number in found if number is not None), 0)
 
 
-def pad(rows: Sequence[Sequence[int]], padding: int) -> Batch:
-    """Return rows of ids as one array, filled up on the right, and the mask of what is text."""
-    longest = max(map(len, rows))
+def pad(rows: Sequence[Sequence[int]], padding: int, least: int = 0) -> Batch:
+    """Return rows of ids as one array, filled up on the right, and the mask of what is text.
+
+    Args:
+        least: tokens that a row has in any case.
+    """
+    longest = max(least, *map(len, rows))
     ids = np.full((len(rows), longest), padding, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=np.int64)
     for row, tokens in enumerate(rows):

@@ -265,7 +265,7 @@ class WikipediaRetriever:
         index: WikipediaIndex,
         *,
         name: str = "wikipedia",
-        min_score: float = 0.35,
+        min_score: float = 0.33,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self.index = index

@@ -46,6 +46,11 @@ def _pairs(match: re.Match[str]) -> str:
     return f" {' '.join(pairs)} "
 
 
+def is_pair(word: str) -> bool:
+    """Return whether a word is of those that `paired` makes: two characters of an unspaced script, or one alone."""
+    return _UNSPACED.fullmatch(word) is not None
+
+
 def analyser(name: str) -> Any:
     """Return the tantivy analyser of that name: lower case, accents folded, stop words out, English stems.
 

@@ -16,7 +16,8 @@ from chatkit import errors
 from chatkit.protocols import SessionStore
 from chatkit.server import moderation_routes
 from chatkit.server.auth import Gatekeeper
-from chatkit.server.callers import CHAT, SESSIONS, Caller
+from chatkit.server.callers import CHAT, METRICS, SESSIONS, Caller
+from chatkit.server.metrics import Metrics
 from chatkit.server.protocols import Call, Defaults, Door, native, openai, openai_embeddings
 from chatkit.server.session_routes import Endpoint, SessionRoutes
 from chatkit.server.sse import EventStream, until_disconnect
@@ -53,14 +54,21 @@ class ChatApp:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.service: OpenChatKitService | None = None
+        self.metrics = Metrics()
         self.phase = "loading"
         self._gatekeeper = Gatekeeper(settings)
         self._started = int(time.time())
 
+    def open(self, service: OpenChatKitService) -> None:
+        """Let `service` answer from now on."""
+        service.observe(self.metrics)
+        self.service = service
+
     def asgi(self) -> Starlette:
-        """Return the ASGI app; `service` may be set later, until then every turn gets 503."""
+        """Return the ASGI app; the service may be opened later, until then every turn gets 503."""
         routes = [
             Route("/ping", self.ping, methods=["GET"]),
+            self._route("/metrics", METRICS, GET=self.measured),
             self._route("/invocations", CHAT, POST=self._turns(native.Invocation)),
             self._route("/v1/chat/completions", CHAT, POST=self._turns(openai.ChatCompletion)),
             self._route("/v1/embeddings", CHAT, POST=self.embeddings),
@@ -139,7 +147,13 @@ class ChatApp:
         """A user says that a refusal was wrong."""
         raw = await _body(request, self.settings.max_body_kb * 1024)
         kept = await moderation_routes.report(raw, lambda: self._loaded().feedback)
+        self.metrics.reported()
         return JSONResponse(kept, 202, headers={"cache-control": "no-store"})
+
+    async def measured(self, request: Request, caller: Caller) -> Response:
+        """Counts since the start, in the format of Prometheus; also while the service is loading."""
+        body, media_type = self.metrics.written(request.headers.get("accept", ""))
+        return Response(body, headers={"content-type": media_type, "cache-control": "no-store"})
 
     async def models(self, request: Request, caller: Caller) -> Response:
         """The models that answer and those that make vectors, in OpenAI's shape; one where the path names it."""

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from chatkit.errors import ConfigError, Unauthorized
-from chatkit.server.callers import DEFAULT_SCOPES, SCOPES, Caller
+from chatkit.server.callers import DEFAULT_SCOPES, METRICS, SCOPES, Caller
 from chatkit.server.keys import digest_of, read_keys
 from chatkit.settings import Settings
 from chatkit.types import Owner
@@ -57,7 +57,9 @@ class Gatekeeper:
             caller = Caller(Owner.behind(settings.api_key), DEFAULT_SCOPES)
             self._keys = ((digest_of(settings.api_key), caller),)
         else:
-            self._everybody = Caller(Owner(), frozenset(SCOPES) if settings.sagemaker else DEFAULT_SCOPES)
+            # On loopback whoever calls is on this machine: metrics are no secret there.
+            scopes = frozenset(SCOPES) if settings.sagemaker else DEFAULT_SCOPES | {METRICS}
+            self._everybody = Caller(Owner(), scopes)
 
     def caller(self, headers: Mapping[str, str]) -> Caller:
         """Return who sends a request with these headers.

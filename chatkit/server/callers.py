@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from chatkit.errors import Forbidden, InvalidRequest
 from chatkit.types import Owner
 
-CHAT, SESSIONS, DELEGATE = SCOPES = ("chat", "sessions", "delegate")
+CHAT, SESSIONS, DELEGATE, METRICS = SCOPES = ("chat", "sessions", "delegate", "metrics")
 DEFAULT_SCOPES = frozenset({CHAT, SESSIONS})
 # Characters of a name: two of them and a session's id, percent-encoded, fit a key of DynamoDB.
 LONGEST_NAME = 64

@@ -121,11 +121,11 @@ async def _run(
     try:
         await asyncio.wait({web, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
-            app.service = loading.result()
+            app.open(loading.result())
             host, port = listener.getsockname()[:2]
             address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
             announce(f"ready after {time.perf_counter() - started:.1f} s on {address}")
-            death = asyncio.create_task(_death(app.service.model))
+            death = asyncio.create_task(_death(loading.result().model))
             await asyncio.wait({web, death}, return_when=asyncio.FIRST_COMPLETED)  # cancels neither when cancelled
             if death.done():
                 grace = min(grace, server.dead_engine_grace)

@@ -21,6 +21,7 @@ SECRET = "Zebulon's secret"
 ATTACKERS = [(ALICE, None), (SCRIPT, None), (BACKEND, None), (BACKEND, "bob"), (BACKEND, "mallory")]
 # Routes that take no id of anything that is stored.
 WITHOUT_IDS = {
+    ("GET", "/metrics"),
     ("GET", "/ping"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name:path}"),

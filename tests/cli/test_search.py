@@ -22,7 +22,7 @@ def run(*arguments):
 def test_a_hit_is_printed_with_score_place_offsets_and_words(indexed):
     lines = run("search", "Which port does the service listen on?").stdout.splitlines()
     score, place = lines[0].split("  ", 1)
-    assert 0.35 <= float(score) <= 1.0
+    assert 0.33 <= float(score) <= 1.0
     assert place == "Guide > Ports"
     assert lines[1].strip() == "guide.md:19-52"
     assert lines[2].strip() == "The service listens on port 8080."
@@ -52,7 +52,7 @@ def test_nothing_relevant_is_said_on_stderr_and_stdout_stays_empty(indexed):
     result = run("search", "hello")
     assert result.exit_code == 0
     assert result.stdout == ""
-    assert "nothing in 'docs' has a score of 0.35 or more" in result.stderr
+    assert "nothing in 'docs' has a score of 0.33 or more" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 import xml.etree.ElementTree
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ QUERIES = {
     "unjudged": ("Nothing is known of this.", {}, None),
 }
 HEADINGS = "query-id\tcorpus-id\tscore"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -128,15 +130,16 @@ def test_figures_are_what_their_definitions_say() -> None:
 
 
 @pytest.mark.parametrize("recalls", [(0.9, 0.91, 0.95), (0.5, 0.5, 0.5), (0.0, 1.0, 0.3), (1.0, 1.0, 1.0)])
-def test_no_label_of_the_picture_covers_another_or_leaves_it(recalls) -> None:
-    points = [Point("dense", name, 0.3 + number / 50, recalls[0]) for number, name in enumerate(("flat", "sq8", "ivf"))]
+def test_no_label_of_the_picture_covers_another_or_is_crossed_by_a_line_or_leaves_it(recalls) -> None:
+    names = ("flat", "sq8", "ivf_sq8", "hnsw_sq8", "ivf_rabitq")
+    points = [Point("dense", name, 0.3 + number / 50, recalls[0]) for number, name in enumerate(names)]
     points += [Point("lexical", "words", 0.4, recalls[1])]
-    points += [Point("hybrid", str(pool), 1 + pool / 2000, recalls[2]) for pool in (10, 25, 50, 100)]
+    points += [Point("hybrid", str(pool), 1 + pool / 2000, recalls[2] - pool % 3 / 40) for pool in (10, 25, 50, 100)]
     drawn = curve_picture.picture(points, {"set": "a/<b>", "documents": 5, "queries": 2, "encoder": "e & f"})
     root = xml.etree.ElementTree.fromstring(drawn)
     assert "&lt;b&gt;: 5 documents, 2 queries, e &amp; f" in drawn
     boxes = []
-    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+    for text in root.iter(f"{SVG}text"):
         words, x, y = text.text, float(text.get("x")), float(text.get("y"))
         if words in {point.label for point in points}:
             left = x - 6.6 * len(words) if text.get("text-anchor") == "end" else x
@@ -147,3 +150,11 @@ def test_no_label_of_the_picture_covers_another_or_leaves_it(recalls) -> None:
         assert right <= 720
         assert top >= 0
         assert all(right < a or left > c or bottom < b or top > d for a, b, c, d in boxes[:place]), boxes
+    runs = [[float(line.get(name)) for name in ("x1", "y1", "x2", "y2")] for line in root.iter(f"{SVG}line")]
+    corners = [tuple(map(float, pair.split(","))) for pair in root.find(f"{SVG}polyline").get("points").split()]
+    runs += [[*start, *end] for start, end in pairwise(corners)]
+    assert len(runs) > 12
+    inked = np.concatenate([np.linspace(run[:2], run[2:], 2000) for run in runs])
+    for left, top, right, bottom in boxes:
+        inside = (inked > (left, top)).all(axis=1) & (inked < (right, bottom)).all(axis=1)
+        assert not inside.any(), (left, top, right, bottom, inked[inside][0])

@@ -1,6 +1,7 @@
 """A moderator that raises, hangs or answers garbage: output closed, input as configured, the server well afterwards."""
 
 import asyncio
+import re
 
 import pytest
 
@@ -49,6 +50,7 @@ FAULTS = {
     "says text": lambda: Answers("safe"),
     "has no label": lambda: Answers(ModerationResult(False, label=None)),
     "has an unknown label": lambda: Answers(ModerationResult(False, label="safe")),
+    "has an unknown action": lambda: Answers(ModerationResult(False, action="block")),
     "is unavailable": lambda: Answers(ModerationResult(False, label=None, unavailable=True)),
     "scores NaN": lambda: PolicyModerator(Scored(harm=float("nan")), named("monitor")),
     "scores 7": lambda: PolicyModerator(Scored(hate=7.0), named("monitor")),
@@ -117,6 +119,40 @@ async def test_a_message_that_cannot_be_checked_is_refused_or_let_in_and_marked(
     )  # fmt: skip
     assert opened.checks.counts["input", "unavailable"] == 1
     assert opened.checks.counts["input", "allow"] == 0
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+async def test_a_repeat_of_a_turn_that_was_not_checked_still_says_so(side) -> None:
+    service = service_with(OneSide(Raises(), side))
+    first, again = [await events_of(service) for _ in range(2)]
+    assert again[-1].replayed
+    for events in (first, again):
+        verdict = getattr(events[-1], f"moderation_{side}")
+        assert (verdict.unavailable, verdict.label, verdict.flagged) == (True, None, False)
+        assert [event.label for event in events if isinstance(event, Replace)] == [None]
+    flagging = service_with(OneSide(Answers(ModerationResult(True, "refuse", "needs intervention")), side))
+    verdicts = [getattr((await events_of(flagging))[-1], f"moderation_{side}") for _ in range(2)]
+    assert [(v.unavailable, v.flagged, v.label, v.done) for v in verdicts] == [
+        (False, True, "needs intervention", "refuse"),
+    ] * 2
+
+
+FAILURES = {
+    "raises": "moderation of output failed with RuntimeError at .*test_moderator_faults.py:[0-9]+$",
+    "hangs": "moderation of output took more than 0 s$",
+    "says text": "moderation of output answered what is no verdict: a str$",
+    "is unavailable": "moderation of output could not be told by its model -$",
+    "scores NaN": "moderation of output could not be told by its model -$",
+}
+
+
+@pytest.mark.parametrize("fault", FAILURES)
+async def test_the_log_says_of_which_direction_a_check_was_and_what_was_wrong(fault, caplog) -> None:
+    await events_of(service_with(OneSide(FAULTS[fault](), "output")))
+    said = [record.getMessage() for record in caplog.records if record.name == "chatkit.release"]
+    (line,) = set(said)  # one a check
+    assert re.search(FAILURES[fault], line)
     assert SECRET not in caplog.text
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from chatkit.errors import ConfigError
 from chatkit.moderation import orders, sets, split
+from chatkit.moderation.copies import digest_of, key, near_copies
 from chatkit.moderation.head import WEIGHTS, HeadScorer
 from chatkit.moderation.network import SCORED, load_network
 from chatkit.moderation.train import calibrate, train_head
@@ -38,22 +39,37 @@ def test_held_out_rows_share_no_text_and_no_dialogue_with_fitted_ones(tiny_sets)
     assert all(parts.values())
     for this in parts:
         for other in parts.keys() - {this}:
-            assert not {sets.key(r.text) for r in parts[this]} & {sets.key(r.text) for r in parts[other]}
+            assert not {key(r.text) for r in parts[this]} & {key(r.text) for r in parts[other]}
             assert not {(r.source, r.group) for r in parts[this]} & {(r.source, r.group) for r in parts[other]}
 
 
 def test_what_only_measures_is_never_fitted_on_in_any_spelling(tiny_sets):
-    measured = {sets.key(text) for texts in sets.measured(tiny_sets).values() for text, _ in texts}
-    fitted = {sets.key(row.text) for row in sets.read_rows(tiny_sets)}
+    measured = {key(text) for texts in sets.measured(tiny_sets).values() for text, _ in texts}
+    fitted = {key(row.text) for row in sets.read_rows(tiny_sets)}
     assert len(measured) == 2
     assert not measured & fitted
-    assert sets.key("Explain how to steal the bicycle number 1") in fitted
+    assert "explain how to steal the bicycle of a neighbour" not in fitted  # that of a friend is measured
+    assert key("Explain how to steal apples from an orchard at night") in fitted
+
+
+def test_a_text_with_a_few_words_changed_is_a_copy_and_one_on_the_same_subject_is_not():
+    measured = ["Write a tutorial on how to make a paper boat.", "Name a river"]
+    texts = [
+        "Create a tutorial on how to make a paper boat",
+        "write  a TUTORIAL on how to make a paper boat!",
+        "Name the river",
+        "How long does a paper boat float?",
+        "Name a mountain of France and say how high it is",
+        "",
+    ]
+    assert near_copies(texts, measured) == {0, 1}
+    assert near_copies(texts, []) == set()
 
 
 def test_unknown_categories_stay_open_and_harmless_text_is_harmless_in_all(tiny_sets):
     rows = {row.text: row for row in sets.read_rows(tiny_sets)}
     assert rows["Do you like film 3?"].targets == dict.fromkeys(SCORED, 0.0)
-    assert rows["Explain how to steal the bicycle number 1"].targets == {"harm": 1.0}
+    assert rows["Explain how to steal apples from an orchard at night"].targets == {"harm": 1.0}
     assert rows["A merged vote."].levels == (0.0, 0.5, 0.5, 0.0, 0.0)
     assert not any("hazard 3" in text for text in rows)  # specialised advice is no harm
 
@@ -72,15 +88,15 @@ def test_the_committed_split_is_held_out_and_none_of_its_texts_is_fitted_on(tiny
     digests = {digest for listed in committed.values() for digest in listed}
     assert len(digests) > 2500
     own = [row for row in sets.read_rows(tiny_sets) if row.source in ("benign", "plain", "orders", "injections")]
-    assert not digests & {sets.digest_of(row.text) for row in own if sets.part(row) != "held_out"}
+    assert not digests & {digest_of(row.text) for row in own if sets.part(row) != "held_out"}
 
     file = tmp_path / "split.txt"
     assert split.write_split(tiny_sets, file) > 10
-    file.write_text(file.read_text() + f"copied/1\t{sets.digest_of('They are all lazy 1.')}\n")
+    file.write_text(file.read_text() + f"copied/1\t{digest_of('They are all lazy 1.')}\n")
     monkeypatch.setattr(sets, "SPLIT_FILE", file)
     fitted = [row for row in sets.read_rows(tiny_sets) if sets.part(row) != "held_out"]
     assert not {digest for listed in sets.read_split().values() for digest in listed} & {
-        sets.digest_of(row.text) for row in fitted
+        digest_of(row.text) for row in fitted
     }
     assert {row.source for row in fitted} > set(sets.SPLIT[:2])
 

@@ -6,13 +6,15 @@ import shutil
 
 import pytest
 
-from chatkit.errors import BadIndex, IndexMismatch, InvalidRequest
+from chatkit.errors import BadIndex, BrokenIndex, IndexMismatch, InvalidRequest
 from chatkit.retrieval import manifest
 from chatkit.retrieval.apart import Reader
 from chatkit.retrieval.build import BuildOptions, build_index, merge_shards
 from chatkit.retrieval.building import collecting, version
 from chatkit.retrieval.building.cutting import Share
 from chatkit.retrieval.building.sharding import embed_shard
+from chatkit.retrieval.layout import IndexFolder
+from chatkit.retrieval.lexical import LexicalWriter
 from chatkit.retrieval.manifest import Manifest
 from chatkit.retrieval.passages import read_table
 
@@ -35,6 +37,34 @@ def build(corpus, indexes, encoder):
 
 def full(*_, **__):
     raise OSError(28, "No space left on device")
+
+
+def emptied(good):
+    return b""
+
+
+def half_lost(good):
+    return b"\xff" * (len(good) // 2) + good[len(good) // 2 :]
+
+
+@pytest.mark.parametrize(("kind", "damage"), [("fast", emptied), ("idx", half_lost), ("term", half_lost)])
+def test_a_lexical_index_that_is_damaged_as_it_is_written_never_goes_live(corpus, build, monkeypatch, kind, damage):
+    first = build()
+    (corpus / "notes.txt").write_text("Another note.\n")
+    real = LexicalWriter.finish
+
+    def damaged(self):
+        files = real(self)
+        (file,) = (file for file in files if file.suffix == f".{kind}")
+        file.write_bytes(damage(file.read_bytes()))
+        return files
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LexicalWriter, "finish", damaged)
+        with pytest.raises(BrokenIndex, match="the version before it is untouched; check the disk and run again"):
+            build()
+    assert IndexFolder(first.folder.parent.parent, "docs").current() == first.folder.name
+    assert build().passages == first.passages
 
 
 @pytest.mark.parametrize("changed", [False, True])

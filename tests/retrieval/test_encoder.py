@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from chatkit.errors import BrokenModel, MissingExtra, Unavailable
+from chatkit.retrieval import backends
 from chatkit.retrieval import encoder as module
 from chatkit.retrieval.encoder import open_encoder
 
@@ -124,6 +127,80 @@ def test_callers_that_wait_together_share_forward_passes(encoder, monkeypatch):
     asyncio.run(all_at_once())
     assert sum(rows) == 32
     assert len(rows) < 16
+
+
+def test_a_short_text_alone_has_the_vector_it_has_among_others(encoder_folder, encoder_cache):
+    opened = open_encoder(encoder_folder, cache=encoder_cache)
+    texts = [" ".join((["port", "index", "vector"] * 12)[:length]) for length in range(36)]
+    assert min(map(opened.count_tokens, texts)) < backends._SHORT < max(map(opened.count_tokens, texts))
+    expected = opened.encode_now(texts)
+    for made in (False, True, True):  # the form for short texts is made on the way, and used from there on
+        assert (opened._backend._single is not None) is made
+        vectors = np.concatenate([opened.encode_now([text]) for text in texts])
+        assert (vectors * expected).sum(axis=1).min() > 0.99999
+        assert opened.encode_now(texts) == pytest.approx(expected, abs=1e-6)
+    opened.close()
+
+
+def test_a_graph_without_a_form_for_short_texts_goes_on_without(encoder_folder, encoder_cache, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("this shape is not for it")
+
+    monkeypatch.setattr(backends, "_narrowed", refuse)
+    opened = open_encoder(encoder_folder, cache=encoder_cache)
+    vectors = np.concatenate([opened.encode_now(["a query"]) for _ in range(2 * backends._FEW)])
+    assert vectors @ vectors[0] == pytest.approx(1.0, abs=1e-5)
+    assert [record.message for record in caplog.records if "this shape is not for it" in record.message] == [
+        "no form of the encoder for short texts alone (this shape is not for it); they take longer"
+    ]
+    opened.close()
+
+
+def test_threads_loops_and_jobs_at_once_each_get_their_own_vectors(encoder):
+    texts = [" ".join((WORDS * 3)[start : start + 1 + start % 30]) for start in range(40)]
+    expected = encoder.encode_now(texts)
+    wrong = []
+
+    def ask(first):
+        for number in range(first, first + 20):
+            at = number % len(texts)
+            if float(encoder.encode_now([texts[at]])[0] @ expected[at]) < 0.99999:
+                wrong.append(at)
+
+    async def await_all():
+        return await asyncio.gather(*(encoder.encode([text]) for text in texts))
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(0, 32, 4)]
+    large = encoder._submit(texts * 8)
+    for thread in threads:
+        thread.start()
+    found = np.concatenate(asyncio.run(await_all()))
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert (found * expected).sum(axis=1).min() > 0.99999
+    assert (large.result() * np.tile(expected, (8, 1))).sum(axis=1).min() > 0.99999
+    assert encoder._waiting == 0
+
+
+def test_a_single_text_is_encoded_by_its_caller_only_where_nobody_waits(encoder, monkeypatch):
+    by = []
+    run = encoder._backend.run
+    monkeypatch.setattr(
+        encoder._backend, "run", lambda batches: by.append(threading.current_thread().name) or run(batches)
+    )
+    encoder.encode_now(["alone"])
+    encoder.encode_now(["one", "of two"])
+    with encoder._turn:
+        waits = encoder._submit(["is first"])
+        later = threading.Thread(target=encoder.encode_now, args=(["comes behind it"],))
+        later.start()
+        while encoder._waiting < 2:
+            time.sleep(0.001)
+    later.join()
+    assert waits.done()
+    assert by[0] == threading.main_thread().name
+    assert set(by[1:]) == {"encoder"}
 
 
 def test_a_query_does_not_wait_for_a_whole_large_job(encoder):

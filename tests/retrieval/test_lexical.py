@@ -133,9 +133,21 @@ def test_scores_are_bm25s_and_no_passage_exceeds_the_ceiling(tmp_path):
     expected = {row: bm25(row, "port") + bm25(row, "harbour") for row in range(4)}
     assert found == pytest.approx(expected, rel=1e-4)
     assert max(found.values()) < opened.ceiling(opened.words_of("ports harbours"))
+    assert opened.ceiling({"port": 1.0}) < opened.ceiling({"port": 1.0, "unknown": 1.0})
     doubled = dict(opened.search_words({"port": 2.0}, 5))
     assert doubled == pytest.approx({row: 2 * score for row, score in opened.search("port", 5)}, rel=1e-5)
     opened.close()
+
+
+def test_a_pair_of_characters_counts_half_in_what_a_whole_query_would_score(opened):
+    weights = opened.words_of("数据库 port")
+    assert weights == {"数据": 1.0, "据库": 1.0, "port": 1.0}
+    said = [opened.ceiling({word: 1.0}) for word in weights]
+    rare, frequent = (2.2 * np.log1p((10 - count + 0.5) / (count + 0.5)) for count in (1, 3))
+    assert said == pytest.approx([rare / 2, rare / 2, frequent])
+    assert opened.ceiling(weights) == pytest.approx(sum(said))
+    assert all(map(words.is_pair, ("地下", "鉄", "지하", "รถ")))
+    assert not any(map(words.is_pair, ("port", "8080", "größe", "地下a")))
 
 
 def test_a_selection_is_searched_inside_the_index(tmp_path):

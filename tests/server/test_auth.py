@@ -84,7 +84,7 @@ def test_one_thing_alone_says_who_may_call(tmp_path) -> None:
 def test_the_callers_of_each_mode_have_their_owner_scopes_and_no_name() -> None:
     bearer = {"authorization": f"Bearer {KEY}"}
     modes = {
-        ("anonymous", ("chat", "sessions")): (Settings(), {}),
+        ("anonymous", ("chat", "sessions", "metrics")): (Settings(), {}),
         ("key", ("chat", "sessions")): (Settings(api_key=Secret(KEY)), bearer),
         ("anonymous", SCOPES): (Settings(sagemaker=True, store="dynamodb"), {}),
     }
@@ -154,13 +154,14 @@ async def test_each_route_asks_for_its_scope_and_a_key_without_it_gets_403_in_th
                     error = answer.json()["error"]
                     assert error["code"] == "forbidden"
                     assert error.get("type") == ("permission_error" if path.startswith("/v1/") else None)
-                    needed = "sessions" if path.startswith("/sessions") else "chat"
+                    needed = path[1:] if path == "/metrics" else "sessions" if path.startswith("/sessions") else "chat"
                     assert error["message"] == (
                         f"this takes a key with the scope {needed!r}, which yours has not; ask the operator for one"
                     )
     paths = {route.path for route in routes}
     sessions = {path for path in paths if path.startswith("/sessions")}
-    assert opened == {"chat": paths - sessions, "sessions": sessions, "delegate": set()}
+    metrics = {"/metrics"}
+    assert opened == {"chat": paths - sessions - metrics, "sessions": sessions, "delegate": set(), "metrics": metrics}
 
 
 def test_forbidden_has_its_exit_code() -> None:

@@ -204,8 +204,9 @@ def _check(folder: Path, manifest: Manifest, staged: Staging, cache: VectorCache
     again = "the version before it is untouched; check the disk and run again"
     try:
         Manifest.read(folder).verify(folder, hashes=True)
+        first = next(spool.read(staged.spool))[:_CHECKED]
+        _check_words(folder, manifest, first)
         with closing(Passages.open(folder, manifest)), closing(OpenVectors.open(folder, manifest)) as opened:
-            first = next(spool.read(staged.spool))[:_CHECKED]
             own = _vectors_of(first, cache, manifest.encoder.passage_prefix)
             # Several passages may have one vector: their scores are what has to be found, not their rows.
             scores, _ = opened.search(own, 1)
@@ -218,6 +219,24 @@ def _check(folder: Path, manifest: Manifest, staged: Staging, cache: VectorCache
             f"passage {worst} of the new index finds itself with a score of {scores[worst, 0]:.4f}, "
             f"expected {expected[worst]:.4f}; {again}"
         )
+
+
+def _check_words(folder: Path, manifest: Manifest, first: Sequence[spool.Staged]) -> None:
+    """Look for the first passages by their own words, each alone and among all.
+
+    Raises:
+        BrokenIndex: the lexical index cannot be read, or one does not find itself.
+    """
+    with closing(lexical.Lexical.open(folder, manifest)) as opened:
+        for row, staged in enumerate(first):
+            if not (own := opened.words_of(staged.chunk.embedded)):
+                continue
+            alone, best = opened.search_words(own, 1, np.array([row])), opened.search_words(own, 1)
+            if [found for found, _ in alone] != [row] or not best or not best[0][1] >= alone[0][1] > 0:
+                raise BrokenIndex(
+                    f"passage {row} of the new index is found by its own words as {alone}, and among all as {best}, "
+                    f"expected itself, {row}"
+                )
 
 
 def _built_by() -> str:
