@@ -9,7 +9,7 @@ import unicodedata
 from functools import cache
 
 # Of blanks in a row so many count, as many as ordinary indentation has; of line ends two, one empty line.
-MOST_BLANKS, MOST_LINES = 4, 2
+MOST_BLANKS = 4
 # Marks on one letter; no script needs more.
 MOST_MARKS = 4
 # A character that is repeated more often than `_SAME` times is padding, and so many of it are left.

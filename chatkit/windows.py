@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from chatkit.squeeze import ACCENTS, INVISIBLE, MOST_BLANKS, MOST_LINES, goes_on_overridden, squeezed, squeezed_end
+from chatkit.squeeze import ACCENTS, INVISIBLE, MOST_BLANKS, goes_on_overridden, squeezed, squeezed_end
 
 # A sentence of less waits for the next: "1." and "Dr." are no windows.
 MIN_WINDOW = 24
@@ -38,8 +38,8 @@ _FENCE = re.compile(r"^[ \t>]*(?:```|~~~)", re.MULTILINE)
 _CODE_WINDOW = 120
 _NOTHING = re.compile(f"[{INVISIBLE}{ACCENTS}]")
 # Most of what `_weighed` counts as nothing, and what an ASCII text has of it.
-_PADDING = re.compile(rf"[{INVISIBLE}{ACCENTS}]+|(?<=[^\S\n]{{{MOST_BLANKS}}})[^\S\n]+|(?<=\n\n)\s+")
-_ASCII_PADDING = re.compile(rf"[\x00-\x08\x0e-\x1b\x7f]|[^\S\n]{{{MOST_BLANKS + 1}}}|\n[^\S\n]*\n[^\S\n]*\n")
+_PADDING = re.compile(rf"[{INVISIBLE}{ACCENTS}]+|(?<=[^\S\n]{{{MOST_BLANKS}}})[^\S\n]+")
+_ASCII_PADDING = re.compile(rf"[\x00-\x08\x0e-\x1b\x7f]|[^\S\n]{{{MOST_BLANKS + 1}}}")
 
 
 class WindowCutter:
@@ -87,14 +87,16 @@ def _first_cut(text: str, code: bool, line: str) -> int:
         line: what stands before it on its line.
     """
     longest = _length(text, MAX_WINDOW)
+    shortest = _length(text, MIN_WINDOW)
+    if not shortest:
+        return 0
+    lines = _length(text[: longest or None], _CODE_WINDOW)
     for match in _SENTENCE_END.finditer(text, 0, longest or len(text)):
         end = match.end()
         fence = _is_fence(text, end, line)
-        if code:  # ends with the block, or with a line once there is enough of it
-            over = fence or (text[end - 1] == "\n" and _reaches(text, end, _CODE_WINDOW))
-        else:
-            over = not _is_no_end(text, match)
-        if over and _reaches(text, end, MIN_WINDOW):
+        # Code ends with the block, or with a line once there is enough of it.
+        over = fence or (text[end - 1] == "\n" and 0 < lines <= end) if code else not _is_no_end(text, match)
+        if over and shortest <= end:
             return end if match.group()[-1].isspace() or end < len(text) else 0  # a quote may follow a full-width stop
         code = code != fence
     return _gap(text, longest) if longest else 0
@@ -129,24 +131,19 @@ def _length(text: str, weight: int) -> int:
 
 
 def _weighed(text: str) -> Iterator[int]:
-    """Yield after each character what `text` weighs so far; of padding, what `squeezed` leaves of it."""
-    total = blanks = lines = 0
+    """Yield after each character what `text` weighs so far; invisible ones and blanks past some weigh nothing.
+
+    A line's end does, whatever stands beside it: it ends windows, so the words around it are parted anyway.
+    """
+    total = blanks = 0
     for character in text:
-        if character == "\n":
-            lines, blanks = lines + 1, 0
-            total += lines <= MOST_LINES
-        elif character.isspace():
+        if character != "\n" and character.isspace():
             blanks += 1
-            total += 0 if blanks > MOST_BLANKS or lines > MOST_LINES else 1 if character <= _NARROW else 2
+            total += 0 if blanks > MOST_BLANKS else 1 if character <= _NARROW else 2
         elif not _NOTHING.match(character):
-            blanks = lines = 0
+            blanks = 0
             total += 1 if character <= _NARROW else 2
         yield total
-
-
-def _reaches(text: str, end: int, weight: int) -> bool:
-    length = _length(text[:end], weight)
-    return 0 < length <= end
 
 
 def _gap(text: str, longest: int) -> int:

@@ -284,9 +284,8 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
 
 def _scored_by() -> str:
     """Return the version that indexes have whose passages were scored as they would be now."""
-    from chatkit.moderation.head import WEIGHTS
+    from chatkit.moderation.head import WEIGHTS, version_of
     from chatkit.moderation.network import load_network
-    from chatkit.moderation.passages import version_of
 
     return version_of(str(load_network(WEIGHTS)[1]["digest"]))
 
@@ -308,11 +307,11 @@ def open_passage_scores(settings: Settings, shared: "SentenceEncoder") -> "tuple
         ModelError: the head needs another encoder, which was not pulled.
     """
     from chatkit.moderation.head import TOLD, HeadScorer
-    from chatkit.moderation.passages import PassageScores, version_of
+    from chatkit.moderation.passages import PassageScores
 
     encoder = moderation_encoder(settings, shared if settings.encoder_precision != "int8" else None)
     scorer = HeadScorer(encoder, None)
-    return PassageScores(scorer, TOLD, version_of(scorer.version)), encoder
+    return PassageScores(scorer, TOLD, scorer.version), encoder
 
 
 def read_policy(name: str) -> "Policy":

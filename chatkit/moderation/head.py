@@ -50,6 +50,11 @@ def fitted_on(weights: Path | None = None) -> str:
     return str(load_network(weights or WEIGHTS)[1]["encoder"])
 
 
+def version_of(digest: str) -> str:
+    """Return what names everything that decides scores: the weights, how they are used, and how a text is read."""
+    return f"{digest}-{FORMAT}.{READING}"
+
+
 class HeadScorer:
     """Scores each window of a text, and of several also their mean; the highest score of each category counts.
 
@@ -74,7 +79,7 @@ class HeadScorer:
         self._windows: OrderedDict[str, _Window] = OrderedDict()
         self.model = f"head-{meta['digest'][:8]}"
         # All that decides a score: the weights, and how texts become windows, words and vectors.
-        self.version = f"{meta['digest']}-{FORMAT}.{READING}"
+        self.version = version_of(str(meta["digest"]))
 
     async def score(
         self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
@@ -154,7 +159,12 @@ def _units(text: str, before: str, earlier: str) -> list[str]:
     windows = overlapping_windows(text, before)
     if earlier and windows:
         windows.append(overlapping_windows(text, earlier + " ")[0])
-    return [part for window in windows for part in _parts(normalised(window)) if part]
+    return [part for window in windows for part in _parts(normalised(window)) if _says(part)]
+
+
+def _says(part: str) -> bool:
+    """Whether there is more than ASCII signs: those alone say nothing, and a vector of them is chance."""
+    return not part.isascii() or any(map(str.isalnum, part))
 
 
 def _parts(window: str) -> list[str]:

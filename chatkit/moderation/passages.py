@@ -9,22 +9,13 @@ from numpy.typing import NDArray
 from chatkit.errors import Unavailable
 from chatkit.protocols import Scorer
 
-# How texts are cut and cleaned before they are scored; raise it with every change of that, as scores that were made
-# otherwise are not to be judged by the thresholds of today.
-_READING = 2
-
-
-def version_of(digest: str) -> str:
-    """Return what stands in an index for everything that decides its scores: weights, and how a text is read."""
-    return f"{digest}-{_READING}"
-
 
 class PassageScores:
     """Scores passages for an index with a scorer; not to be called inside a running event loop.
 
     Attributes:
         categories: what the scorer scores, in the order of the columns.
-        version: see `version_of`.
+        version: everything that decides the scores.
     """
 
     def __init__(self, scorer: Scorer, categories: tuple[str, ...], version: str) -> None:

@@ -79,7 +79,7 @@ async def test_monitor_scores_the_same_and_refuses_nothing(encoder):
         assert seen.scores == pytest.approx(refused.scores, abs=1e-3)
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t ", "\u200b\u200d\ufeff"])
+@pytest.mark.parametrize("text", ["", "  \n\t ", "\u200b\u200d\ufeff", "!!!! ????", "-" * 400, "... :-)"])
 async def test_empty_text_is_casual_and_encodes_nothing(counting, text):
     result = await moderator(counting).check(text, direction="input")
     assert (result.flagged, result.label, result.action) == (False, "casual", "allow")
