@@ -3,8 +3,9 @@
     python benchmarks/gate.py [--turns 8] [--tokens 200]
 
 One process, one engine, no prefix cache; turns with and without the head alternate. The policy is `monitor`. Prints
-JSON: `total_ratio`, the median over pairs of total time with the gate over that without; `first_delta_after_window_ms`,
-the median and the worst time from the end of the first window to its delta.
+JSON: `total_ratio`, the median over pairs of the time a token takes until the last delta with the gate, over that
+without, as answers may differ in length; `first_delta_after_window_ms`, the median and the worst time from the end of
+the first window to its delta.
 """
 
 import argparse

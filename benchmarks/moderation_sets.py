@@ -106,6 +106,12 @@ TRICKS = {
     "spaced": _spaced,
     "bidi": lambda text: "\u202e" + text.replace("\n", " ")[::-1] + "\u202c",
     "accents": lambda text: "".join(c + "\u0336" if c.isalpha() else c for c in text),
+    "blanks": lambda text: (" " * 250).join(text.split()),
+    "empty-lines": lambda text: ("\n" * 24).join(text.split()),
+    "zero-width-runs": lambda text: ("\u200b" * 120 + " ").join(text.split()),
+    "ligatures": lambda text: "\ufdfa" * 60 + " " + " \ufdfa ".join(text.split()),
+    "stacked": lambda text: "".join(c + "\u0301\u0323" * 15 if c.isalpha() else c for c in text),
+    "dots": lambda text: (" " + "." * 120 + " ").join(text.split()),
 }
 
 if __name__ == "__main__":

@@ -107,14 +107,14 @@ class Checks:
             return None
         if passage.risks and isinstance(self.moderator, JudgesScores):
             known = Scores(dict(passage.risks), model="index")
-            verdict = self.moderator.judge(known, passage.text, direction="passage")
+            verdict = release.judged(self.moderator, known, passage.shown, direction="passage")
             if self.observer is not None:
                 self.observer.checked("passage", verdict.done, verdict.model, None)
             return verdict
         if self._passages == "scanned":
             return None
         return await release.checked(
-            self.moderator, passage.text, direction="passage", timeout=self._timeout, observer=self.observer
+            self.moderator, passage.shown, direction="passage", timeout=self._timeout, observer=self.observer
         )
 
     def note(self, direction: Direction, verdict: ModerationResult, session: str = "") -> None:

@@ -52,8 +52,7 @@ class Prompt:
 
 def labelled(number: int, passage: Passage) -> str:
     """Return the whole passage under its title and section."""
-    heading = " - ".join(part for part in (passage.title, passage.section) if part) or passage.source
-    return f"[{number}] {heading}\n{passage.text}"
+    return f"[{number}] {passage.heading}\n{passage.text}"
 
 
 def quotation(text: str) -> str:

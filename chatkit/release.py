@@ -5,12 +5,22 @@ import logging
 import time
 import traceback
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from chatkit.observers import Observer
-from chatkit.protocols import Moderator
-from chatkit.types import ACTIONS, LABELS, Chunk, Direction, FinishReason, ModerationResult, Usage
+from chatkit.protocols import JudgesScores, Moderator
+from chatkit.types import (
+    ACTIONS,
+    LABELS,
+    REFUSALS,
+    Chunk,
+    Direction,
+    FinishReason,
+    ModerationResult,
+    Scores,
+    Usage,
+)
 from chatkit.windows import MAX_WINDOW as MAX_WINDOW
 from chatkit.windows import MIN_WINDOW as MIN_WINDOW
 from chatkit.windows import OVERLAP as OVERLAP
@@ -26,6 +36,8 @@ GateMode = Literal["check_first", "stream_first", "final_only"]
 _CHECKS_AT_ONCE = 4
 # A check that takes longer did not run. Seconds; a window costs the embedded head milliseconds, a guard model more.
 CHECK_TIMEOUT = 20.0
+# What stands for a check that did not run.
+_UNCHECKED = ModerationResult(flagged=False, label=None, unavailable=True)
 
 
 async def checked(
@@ -59,18 +71,51 @@ async def _verdict(
             verdict = await moderator.check(text, direction=direction, before=before, history=history)
     except TimeoutError:
         log.error("moderation of %s took more than %.0f s", direction, timeout)
+        return _UNCHECKED
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # nobody waits for this check any more
+            raise
+        return _failed(error, direction)  # the moderator was cut off from within, by a task of its own perhaps
     except Exception as error:  # whatever an adapter raises, the text was not checked
-        *_, (frame, line) = traceback.walk_tb(error.__traceback__)
-        place = f"{frame.f_code.co_filename}:{line}"  # not the message: it may hold the text
-        log.error("moderation of %s failed with %s at %s", direction, type(error).__name__, place)
-    else:
-        if isinstance(verdict, ModerationResult) and verdict.unavailable:
-            log.error("moderation of %s could not be told by its model %s", direction, verdict.model or "-")
-            return verdict
-        if isinstance(verdict, ModerationResult) and verdict.label in LABELS and verdict.action in ACTIONS:
-            return verdict
+        return _failed(error, direction)
+    return sound(verdict, direction)
+
+
+def judged(moderator: JudgesScores, found: Scores, text: str, *, direction: Direction) -> ModerationResult:
+    """Return the moderator's verdict on known scores; `unavailable` as `checked` has it."""
+    try:
+        verdict = moderator.judge(found, text, direction=direction)
+    except Exception as error:
+        return _failed(error, direction)
+    return sound(verdict, direction)
+
+
+def _failed(error: BaseException, direction: Direction) -> ModerationResult:
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    place = f"{frame.f_code.co_filename}:{line}"  # not the message: it may hold the text
+    log.error("moderation of %s failed with %s at %s", direction, type(error).__name__, place)
+    return _UNCHECKED
+
+
+def sound(verdict: object, direction: Direction) -> ModerationResult:
+    """Return what a moderator answered, where it is a verdict; `unavailable` where it is none or contradicts itself.
+
+    A verdict that flags a text refuses it, whatever milder action it names.
+    """
+    if isinstance(verdict, ModerationResult) and verdict.unavailable:
+        log.error("moderation of %s could not be told by its model %s", direction, verdict.model or "-")
+        return verdict
+    known = isinstance(verdict, ModerationResult) and verdict.label in LABELS and verdict.action in ACTIONS
+    if not known or not isinstance(verdict, ModerationResult) or not isinstance(verdict.flagged, bool):
         log.error("moderation of %s answered what is no verdict: a %s", direction, type(verdict).__name__)
-    return ModerationResult(flagged=False, label=None, unavailable=True)
+        return _UNCHECKED
+    if verdict.flagged == (verdict.action in REFUSALS):
+        return verdict
+    if verdict.flagged:
+        return replace(verdict, action="refuse")
+    log.error("moderation of %s contradicts itself: action %s, not flagged", direction, verdict.action)
+    return _UNCHECKED
 
 
 class ReleaseGate:

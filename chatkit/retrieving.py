@@ -3,6 +3,7 @@
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,7 +24,7 @@ class OpenRetriever(Retriever, Protocol):
 
 
 def open_retriever(
-    settings: Settings, encoder: Encoder, encoders: Callable[[str], Encoder | None]
+    settings: Settings, encoder: Encoder, encoders: Callable[[str], Encoder | None], scored_by: Callable[[], str]
 ) -> OpenRetriever | None:
     """Open the search API of the settings, or the index that they name, and others when requests name them.
 
@@ -33,6 +34,7 @@ def open_retriever(
         settings: `retriever`, `index` and how it is searched.
         encoder: the service's own.
         encoders: opens another one by its source; None where that is the service's own.
+        scored_by: returns the version of the scorer whose stored scores of passages may be used.
 
     Raises:
         BadIndex: there is no such index, or it cannot be used.
@@ -50,7 +52,7 @@ def open_retriever(
         encoder,
         default=settings.index,
         named=None if "*" in names else names,
-        options=search_options(settings),
+        options=replace(search_options(settings), scored_by=scored_by()),
         encoders=encoders,
     )
 

@@ -214,7 +214,7 @@ class OpenChatKitService:
             yield Replace(self._refusal(gate.result), gate.result.label)
         await _finish(store, ticket, outcome)
         watch.mark("finish")
-        citations = await self._cited(outcome, watch)
+        citations = await self._cited(outcome, gate.text, watch)
         reply = self._reply(request, ticket, plan, prompt, gate, outcome)
         yield replace(reply, citations=citations, timings=watch.total())
 
@@ -270,11 +270,11 @@ class OpenChatKitService:
             return ""
         return self.feedback.token(verdict, direction, request.text)
 
-    async def _cited(self, outcome: Outcome, watch: Stopwatch) -> tuple[Citation, ...]:
-        """Attribute a complete answer to the passages of its prompt."""
+    async def _cited(self, outcome: Outcome, said: str, watch: Stopwatch) -> tuple[Citation, ...]:
+        """Attribute what the model said in a complete answer to the passages of its prompt."""
         if self._attributor is None or outcome.status != "complete" or not outcome.passages:
             return ()
-        cited = await self._attributor.cite(outcome.assistant, outcome.passages)
+        cited = await self._attributor.cite(said, outcome.passages)
         watch.mark("citations")
         return cited
 

@@ -68,7 +68,8 @@ class Passage:
         text_hash: of one that comes from a store, the beginning of the SHA-256 of its text, in hexadecimal digits.
         page: from 1; 0 where the format has no pages.
         document: id of the document within its source: the source, or "SOURCE#ROW" where one file holds many.
-        risks: category → score pairs, as moderation scored `text` when the index was built; empty where it did not.
+        risks: category → score pairs, as moderation scored `shown` when the index was built, of joined neighbours the
+            highest; empty where it did not.
     """
 
     id: str
@@ -83,6 +84,21 @@ class Passage:
     page: int = 0
     document: str = ""
     risks: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def heading(self) -> str:
+        """What stands above it wherever it is shown; see `heading_of`."""
+        return heading_of(self.title, self.section, self.source)
+
+    @property
+    def shown(self) -> str:
+        """What a prompt says of it, and moderation judges: a document chooses its headings as it does its text."""
+        return f"{self.heading}\n\n{self.text}" if self.heading else self.text
+
+
+def heading_of(title: str, section: str, source: str) -> str:
+    """Return what stands above a passage: title and section, or else its source."""
+    return " - ".join(part for part in (title, section) if part) or source
 
 
 @dataclass(frozen=True, slots=True)

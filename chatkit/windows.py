@@ -6,6 +6,9 @@ alone, never on how it was split into chunks, so the windows of a stream are the
 
 import re
 import unicodedata
+from collections.abc import Iterator
+
+from chatkit.squeeze import ACCENTS, INVISIBLE, MOST_BLANKS, goes_on_overridden, squeezed, squeezed_end
 
 # A sentence of less waits for the next: "1." and "Dr." are no windows.
 MIN_WINDOW = 24
@@ -14,7 +17,14 @@ MAX_WINDOW = 240
 # A window is judged with this much of what stands before it, so that nothing hides across a cut.
 OVERLAP = 60
 # All three count a Latin letter as 1, and of other scripts each as 2: it says more, and encoders read it as a token.
+# What shows nothing counts as nothing, so that a window has as many words as without it.
 _NARROW = "\u024f"
+# So many characters end a window all the same: what is held back of an answer is bounded.
+MOST_HELD = 8192
+# As many characters that are squeezed have an overlap in them, with the marks on its letters.
+_SAID = 5 * (OVERLAP + 1)
+# Of the beginning of a line so many characters tell whether it is a fence.
+_LINE = 200
 
 _SENTENCE_END = re.compile(r"[.!?…؟।॥۔][\"')\]»”’*_]*\s|\n|[。！？｡．]+[」』”’）\"')\]]*")
 # What ends with a full stop and no sentence: the number of a list's item, an initial, a few short words.
@@ -26,6 +36,10 @@ _GAPS = (re.compile(r"\s"), re.compile(r"[,;:、，；：]"))
 _FENCE = re.compile(r"^[ \t>]*(?:```|~~~)", re.MULTILINE)
 # In a block of code a window ends with a line, once it has this much: one line says little.
 _CODE_WINDOW = 120
+_NOTHING = re.compile(f"[{INVISIBLE}{ACCENTS}]")
+# Most of what `_weighed` counts as nothing, and what an ASCII text has of it.
+_PADDING = re.compile(rf"[{INVISIBLE}{ACCENTS}]+|(?<=[^\S\n]{{{MOST_BLANKS}}})[^\S\n]+")
+_ASCII_PADDING = re.compile(rf"[\x00-\x08\x0e-\x1b\x7f]|[^\S\n]{{{MOST_BLANKS + 1}}}")
 
 
 class WindowCutter:
@@ -37,7 +51,8 @@ class WindowCutter:
 
     def __init__(self, before: str = "") -> None:
         self._held = ""
-        self._line = before[before.rfind("\n") + 1 :]  # what stands before the held text on its line
+        # What stands before the held text on its line, the beginning of that.
+        self._line = before[before.rfind("\n") + 1 :][:_LINE]
         self._code = len(_FENCE.findall(before)) % 2 == 1
 
     def feed(self, text: str) -> list[str]:
@@ -61,7 +76,7 @@ class WindowCutter:
         known = len(_FENCE.findall(self._line))
         if (len(_FENCE.findall(seen)) - known) % 2:
             self._code = not self._code
-        self._line = seen[seen.rfind("\n") + 1 :]
+        self._line = seen[seen.rfind("\n") + 1 :][:_LINE]
 
 
 def _first_cut(text: str, code: bool, line: str) -> int:
@@ -72,14 +87,16 @@ def _first_cut(text: str, code: bool, line: str) -> int:
         line: what stands before it on its line.
     """
     longest = _length(text, MAX_WINDOW)
+    shortest = _length(text, MIN_WINDOW)
+    if not shortest:
+        return 0
+    lines = _length(text[: longest or None], _CODE_WINDOW)
     for match in _SENTENCE_END.finditer(text, 0, longest or len(text)):
         end = match.end()
         fence = _is_fence(text, end, line)
-        if code:  # ends with the block, or with a line once there is enough of it
-            over = fence or (text[end - 1] == "\n" and _reaches(text, end, _CODE_WINDOW))
-        else:
-            over = not _is_no_end(text, match)
-        if over and _reaches(text, end, MIN_WINDOW):
+        # Code ends with the block, or with a line once there is enough of it.
+        over = fence or (text[end - 1] == "\n" and 0 < lines <= end) if code else not _is_no_end(text, match)
+        if over and shortest <= end:
             return end if match.group()[-1].isspace() or end < len(text) else 0  # a quote may follow a full-width stop
         code = code != fence
     return _gap(text, longest) if longest else 0
@@ -99,22 +116,34 @@ def _is_no_end(text: str, match: re.Match[str]) -> bool:
 
 
 def _length(text: str, weight: int) -> int:
-    """Return how many characters of `text` come to `weight`, 0 where all of them are less."""
+    """Return how many characters of `text` come to `weight`, at most MOST_HELD; 0 where all of them are less."""
     if len(text) < weight and (text.isascii() or 2 * len(text) < weight):
         return 0
-    if text[:weight].isascii():
+    first = text[:weight]
+    if first.isascii() and not _ASCII_PADDING.search(first):
         return weight
-    total = 0
-    for count, character in enumerate(text, 1):
-        total += 1 if character <= _NARROW else 2
+    if len(text) < MOST_HELD and 2 * len(_PADDING.sub("", text)) < weight:
+        return 0  # the same as below, sooner
+    for count, total in enumerate(_weighed(text[:MOST_HELD]), 1):
         if total >= weight:
             return count
-    return 0
+    return MOST_HELD if len(text) >= MOST_HELD else 0
 
 
-def _reaches(text: str, end: int, weight: int) -> bool:
-    length = _length(text[:end], weight)
-    return 0 < length <= end
+def _weighed(text: str) -> Iterator[int]:
+    """Yield after each character what `text` weighs so far; invisible ones and blanks past some weigh nothing.
+
+    A line's end does, whatever stands beside it: it ends windows, so the words around it are parted anyway.
+    """
+    total = blanks = 0
+    for character in text:
+        if character != "\n" and character.isspace():
+            blanks += 1
+            total += 0 if blanks > MOST_BLANKS else 1 if character <= _NARROW else 2
+        elif not _NOTHING.match(character):
+            blanks = 0
+            total += 1 if character <= _NARROW else 2
+        yield total
 
 
 def _gap(text: str, longest: int) -> int:
@@ -138,26 +167,33 @@ def _goes_on(character: str, before: str) -> bool:
 
 
 def overlapping_windows(text: str, before: str = "") -> list[str]:
-    """Return the windows of `text`, each with up to OVERLAP of what stands before it.
+    """Return the windows of `text`, squeezed, each with up to OVERLAP of what stands before it.
 
     These are what a moderator judges: the units of a whole text are the units of its stream, so results can be cached.
     """
     cutter = WindowCutter(before)
+    if goes_on_overridden(before):
+        text = "\u202e" + text
     units = []
-    said = before[-2 * OVERLAP :]
-    for window in [*cutter.feed(text), cutter.flush()]:
+    said = squeezed_end(before, _SAID)
+    for window in [*cutter.feed(squeezed(text)), cutter.flush()]:
         if window.strip():
-            units.append(tail(said) + window)
-        said = (said + window)[-2 * OVERLAP :]
+            units.append(_last_words(said) + window)
+        said = (said + window)[-_SAID:]
     return units
 
 
 def tail(text: str) -> str:
-    """Return the last words of `text`, at most OVERLAP of them."""
-    last = text[-OVERLAP - 1 :]
+    """Return the last words of `text`, squeezed, at most OVERLAP of them."""
+    return _last_words(squeezed_end(text, _SAID))
+
+
+def _last_words(said: str) -> str:
+    """Return the last words of what is squeezed already."""
+    last = said[-_SAID:]
     length = _length(last[::-1], OVERLAP + 1)
     if not length:
-        return text
+        return last
     piece = last[len(last) - length + 1 :]
     space = piece.find(" ")
     return piece[space + 1 :] if 0 <= space < len(piece) - 1 else piece

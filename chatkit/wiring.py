@@ -279,7 +279,15 @@ def open_retriever(settings: Settings, encoder: Encoder) -> "OpenRetriever | Non
         untold = replace(settings, encoder=source, encoder_pooling="auto", encoder_metric="auto")
         return open_encoder(replace(untold, encoder_query_prefix="auto", encoder_passage_prefix="auto"))
 
-    return retrieving.open_retriever(settings, encoder, own)
+    return retrieving.open_retriever(settings, encoder, own, _scored_by)
+
+
+def _scored_by() -> str:
+    """Return the version that indexes have whose passages were scored as they would be now."""
+    from chatkit.moderation.head import WEIGHTS, version_of
+    from chatkit.moderation.network import load_network
+
+    return version_of(str(load_network(WEIGHTS)[1]["digest"]))
 
 
 def open_moderator(settings: Settings, encoder: Encoder, stack: AsyncExitStack | None = None) -> Moderator:

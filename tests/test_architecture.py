@@ -34,6 +34,7 @@ LAYERS = {
     "chatkit.markers": 1,
     "chatkit.prompt_formats": 1,
     "chatkit.prompts": 1,
+    "chatkit.squeeze": 1,
     "chatkit.stopping": 1,
     "chatkit.release": 1,
     "chatkit.windows": 1,
@@ -93,6 +94,7 @@ MAX_IMPORT_S = 0.25
 CATCH_ALL = {
     ("chatkit.prompt_formats", "_named"),
     ("chatkit.release", "_verdict"),
+    ("chatkit.release", "judged"),
     ("chatkit.turns", "drive"),
     ("chatkit.models.decoding", "load_tokenizer"),
     ("chatkit.models.judge_worker", "_written"),

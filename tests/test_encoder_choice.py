@@ -53,7 +53,7 @@ def test_moderation_shares_the_encoder_where_it_is_the_same(models_dir):
 
 def test_what_is_told_of_the_services_encoder_is_not_told_of_an_indexes_own(monkeypatch):
     opened = []
-    monkeypatch.setattr(wiring.retrieving, "open_retriever", lambda settings, encoder, own: own)
+    monkeypatch.setattr(wiring.retrieving, "open_retriever", lambda settings, encoder, own, scored_by: own)
     monkeypatch.setattr(wiring, "open_encoder", opened.append)
     told = {"pooling": "cls", "metric": "ip", "query_prefix": "query: ", "passage_prefix": "p: "}
     settings = load_settings({f"encoder_{name}": value for name, value in told.items()} | {"threads": "1"}, environ={})

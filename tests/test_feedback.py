@@ -9,7 +9,9 @@ from click.testing import CliRunner
 
 from chatkit import feedback
 from chatkit.cli import group
+from chatkit.cli.moderate import _rows as judged_rows
 from chatkit.errors import ConfigError, InvalidRequest
+from chatkit.evaluation.moderation import read_set
 from chatkit.feedback import Feedback, rows
 from chatkit.types import ModerationResult
 from tests.server.conftest import open_site  # noqa: F401
@@ -47,8 +49,59 @@ def test_no_text_is_kept_unless_it_is_sent_and_none_is_in_the_token(taking) -> N
     assert "canary" not in file_of(taking).read_text()
 
 
-def test_another_text_than_the_refused_one_is_marked(taking) -> None:
-    assert taking.report(taking.token(VERDICT, "input", MESSAGE), "something else").verified is False
+def test_another_text_than_the_refused_one_is_not_kept_and_takes_no_place(taking) -> None:
+    token = taking.token(VERDICT, "input", MESSAGE)
+    assert taking.report(token, "a canary of my own").verified is False
+    assert "canary of" not in file_of(taking).read_text()
+    assert taking.report(token, MESSAGE).verified
+    assert not taking.report(token, "a canary of my own").verified
+    assert [(row["text"], row["verified"]) for row in rows(file_of(taking))] == [(MESSAGE, True)]
+
+
+def test_a_report_that_is_sent_again_adds_nothing_not_even_in_another_process(taking) -> None:
+    token = taking.token(VERDICT, "input", MESSAGE)
+    assert [taking.report(token, text).new for text in (None, MESSAGE)] == [True, False]
+    size = file_of(taking).stat().st_size
+    for other in (taking, Feedback(file_of(taking))):
+        for text in (None, MESSAGE, "something else"):
+            assert not other.report(token, text).new
+    assert file_of(taking).stat().st_size == size
+    next_one = Feedback(file_of(taking))
+    assert next_one.report(taking.token(VERDICT, "input", MESSAGE)).new
+    again = taking.token(VERDICT, "input", MESSAGE)
+    assert (next_one.report(again).new, taking.report(again).new) == (True, False)
+
+
+def test_an_older_row_with_another_text_does_not_go_before_the_refused_message(taking) -> None:
+    taking.report(taking.token(VERDICT, "input", MESSAGE), MESSAGE)
+    (row,) = map(json.loads, file_of(taking).read_text().splitlines())
+    with file_of(taking).open("a") as stream:
+        stream.write(json.dumps({**row, "text": "a false one", "verified": False}) + "\n")
+    assert [row["text"] for row in rows(file_of(taking))] == [MESSAGE]
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\x85", "\x1c", "\r\n", "\v\f"])
+def test_a_text_with_line_ends_of_its_own_comes_out_whole_and_can_be_evaluated(taking, odd, tmp_path) -> None:
+    text = f"hi{odd}there"
+    taking.report(taking.token(VERDICT, "input", text), text)
+    taking.report(taking.token(VERDICT, "input", MESSAGE), MESSAGE)
+    assert [row["text"] for row in rows(file_of(taking))] == [text, MESSAGE]
+    out = tmp_path / "wrong.jsonl"
+    asked = ["moderation", "report", "--home", str(tmp_path), "--out", str(out)]
+    assert CliRunner().invoke(group, asked, catch_exceptions=False).exit_code == 0
+    assert [row.text for row in read_set(out)] == [text, MESSAGE]
+    assert [row.text for row in judged_rows(str(out), "input")] == [text, MESSAGE]
+
+
+def test_a_text_with_half_a_character_is_no_report(taking) -> None:
+    token = taking.token(VERDICT, "input", "what?")
+    with pytest.raises(InvalidRequest, match="half a character at 4"):
+        taking.report(token, "what\ud800")
+
+
+def test_a_folder_that_is_missing_is_named(tmp_path) -> None:
+    asked = ["moderation", "report", "--home", str(tmp_path), "--out", str(tmp_path / "none" / "x.jsonl")]
+    assert "cannot be written: No such file" in str(CliRunner().invoke(group, asked).exception)
 
 
 def test_a_refusal_reported_twice_is_one_row(taking) -> None:

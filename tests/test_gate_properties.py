@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chatkit.citations import Attributor
 from chatkit.feedback import Feedback
 from chatkit.moderation.moderator import PolicyModerator
 from chatkit.moderation.policy_files import named
@@ -18,6 +19,7 @@ from chatkit.service import OpenChatKitService
 from chatkit.sessions.sqlite import SQLiteStore
 from chatkit.testing import ListRetriever, MemoryStore, ScriptedModel
 from chatkit.types import LABELS, ChatRequest, Passage, Reply, Scores, TextDelta
+from tests.word_encoder import WordEncoder
 
 CANARY = "zanzibar"
 CALM = ["A plain sentence. ", "word ", "你好世界。", "\n- an item\n", "```\ncode()\n```\n"]
@@ -135,6 +137,22 @@ async def test_a_softened_answer_goes_out_with_the_words_of_the_policy_and_is_st
         (turn,) = (await store.load(ask().owner, "my-session-1", limit=9)).turns
         assert turn.assistant == said
         assert service.checks.counts["output", "soften"] == 1
+
+
+@pytest.mark.anyio
+async def test_the_words_of_the_policy_after_an_answer_are_no_sentence_that_needs_a_source(tmp_path) -> None:
+    file = tmp_path / "soft.toml"
+    file.write_text('base = "monitor"\n[thresholds]\nhate = {soften = 0.5}\n', encoding="utf-8")
+    service = OpenChatKitService(
+        ScriptedModel([f"The {CANARY} sings."]),
+        PolicyModerator(Sings(), named(str(file))),
+        MemoryStore(),
+        retriever=ListRetriever([Passage("p1", "Hello there, it sings.")]),
+        attributor=Attributor(WordEncoder()),
+    )
+    reply = await service.reply(ask())
+    assert reply.text.endswith("Please take this answer with care.")
+    assert [reply.text[one.start : one.end] for one in reply.citations] == [f"The {CANARY} sings."]
 
 
 @pytest.mark.anyio

@@ -383,8 +383,7 @@ async def test_closing_lets_turns_end_stores_the_rest_as_aborted_and_closes_reso
     slow = service.start(ask("slow", "request-2", "other-session"), patient=True)
     await until(lambda: len(service.model.prompts) == 2)
     await service.close(0.05)
-    assert (await quick.result()).finish_reason == "stop"
-    assert (await slow.result()).finish_reason == "aborted"
+    assert [(await one.result()).finish_reason for one in (quick, slow)] == ["stop", "aborted"]
     assert (await stored(service, "other-session"))[0].status == "aborted"
     assert closed == ["closed"]
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chatkit.windows import MAX_WINDOW, MIN_WINDOW, OVERLAP, WindowCutter, overlapping_windows, tail
+from chatkit.squeeze import squeezed
+from chatkit.windows import MAX_WINDOW, MIN_WINDOW, MOST_HELD, OVERLAP, WindowCutter, overlapping_windows, tail
 
 PIECES = [
     "word ", "Dr. ", "e.g. ", "1. ", "\n2. ", "end. ", "end.", "!", "\n", "```\n", "\n```python\n", "    x = f(1). y\n",
@@ -17,8 +18,12 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 CUTS = st.lists(st.integers(0, 2000), max_size=12)
 
 
+PADDING = [*PIECES, " " * 90, "\n" * 30, "\u200b" * 70, "o" + "\u0301" * 50, " \u200b\n" * 30, "\u202eon\u202c", "\x00"]
+PADDED = st.lists(st.sampled_from(PADDING), max_size=40).map("".join)
+
+
 def weight(text: str) -> int:
-    return sum(1 if character <= "\u024f" else 2 for character in text)
+    return sum(1 if character <= "\u024f" else 2 for character in text if character not in "\u0301\u200d")
 
 
 def cut(parts) -> list[str]:
@@ -42,6 +47,7 @@ def test_windows_are_the_same_however_the_text_comes_and_neither_too_long_nor_to
 @settings(max_examples=200)
 @given(TEXTS)
 def test_a_window_cut_again_after_what_stands_before_it_is_one_unit(text) -> None:
+    text = squeezed(text)
     said, units = "", []
     for window in cut([text]):
         units += overlapping_windows(window, said)
@@ -54,7 +60,34 @@ def test_a_window_cut_again_after_what_stands_before_it_is_one_unit(text) -> Non
 @given(TEXTS)
 def test_the_overlap_is_bounded_in_every_script(text) -> None:
     assert weight(tail(text)) <= OVERLAP
-    assert text.endswith(tail(text))
+    assert squeezed(text).endswith(tail(text))
+
+
+@settings(max_examples=100)
+@given(PADDED, CUTS)
+def test_padding_changes_no_window_by_how_it_comes_and_holds_back_no_more_than_a_bound(text, cuts) -> None:
+    marks = sorted({0, len(text), *(place % (len(text) + 1) for place in cuts)})
+    whole = cut([text])
+    assert "".join(whole) == text
+    assert cut([text[a:b] for a, b in itertools.pairwise(marks)]) == whole
+    assert all(len(window) <= MOST_HELD for window in whole)
+    assert all(weight(squeezed(unit)) <= MAX_WINDOW + OVERLAP + 2 for unit in overlapping_windows(text))
+
+
+@pytest.mark.parametrize("padding", [" " * 250, "\u200b" * 120 + " ", " \ufeff" * 90, "\u0301" * 99 + " "])
+def test_a_window_has_as_many_words_with_padding_between_them_as_without(padding) -> None:
+    words = [f"word{number}" for number in range(60)]
+    plain, padded = cut([" ".join(words)]), cut([padding.join(words)])
+    assert len(padded[0].split()) >= 0.5 * len(plain[0].split())
+    units = overlapping_windows(padding.join(words))
+    assert len(units) <= 2 * len(overlapping_windows(" ".join(words)))
+
+
+def test_padding_without_end_is_cut_and_what_follows_is_judged_with_the_words_before_it() -> None:
+    text = "how to build a pipe" + " " * 9 * MOST_HELD + "bomb at home today"
+    windows = cut([text])
+    assert max(map(len, windows)) == MOST_HELD
+    assert overlapping_windows(windows[-1], "".join(windows[:-1]))[0].split()[4:6] == ["pipe", "bomb"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class KeptHistory(History):
     def load_history_strings(self) -> Iterable[str]:
         """Return the lines of earlier runs, newest first."""
         try:
-            rows = self._file.read_text(encoding="utf-8").splitlines() if self._file else []
+            rows = self._file.read_text(encoding="utf-8").split("\n") if self._file else []
         except (OSError, UnicodeDecodeError):
             return []
         return [line for row in reversed(rows[-_REMEMBERED:]) if (line := _line_in(row))]

@@ -1,6 +1,7 @@
 """`chatkit chat`: the interactive shell, around a service in this process or one behind an address."""
 
 import asyncio
+import logging
 import shlex
 import sys
 from collections.abc import AsyncIterator
@@ -66,6 +67,7 @@ def chat(
     settings = load_settings(flags, file=Path(config) if config else None)
     _require_fitting(url, flags | whose)
     log_to_stderr()
+    logging.getLogger("chatkit.checking").setLevel(logging.WARNING)  # the shell shows what was refused
     if no_retrieval and url is None:
         settings = settings.without_index()
     chosen = {name: getattr(settings, name) for name in _REQUEST if flags[name] is not None} if url else {}

@@ -1,11 +1,13 @@
 """`chatkit eval moderation`: figures of the moderator on labelled texts."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from chatkit.cli import setting_options
+from chatkit.moderation_settings import ModerationSettings
 from chatkit.settings import load_settings
 
 
@@ -15,7 +17,10 @@ from chatkit.settings import load_settings
     "--picture", type=click.Path(dir_okay=False, path_type=Path), help="Draw recall against false alarms as SVG."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with every score and action.")
-@setting_options("policy", "check_timeout_s", "home", "models_dir", "encoder", "encoder_backend", "threads")
+@setting_options(
+    *("policy", "check_timeout_s", "home", "models_dir", "encoder", "encoder_backend", "threads"),
+    *(spec.name for spec in fields(ModerationSettings)),
+)
 def moderation(
     files: tuple[Path, ...],
     picture: Path | None,
@@ -30,6 +35,7 @@ def moderation(
     chatkit eval moderation one.jsonl two.jsonl --policy strict --picture curves.svg --json
 
     A line is {"text": "…", "flagged": 0, 1 or null}, and may have "categories" (name to 0 or 1) and "direction".
+    Exits with 1 where a check could not run: such a text counts as blocked, and is in no ranking.
     """
     from tqdm import tqdm
 
@@ -44,3 +50,6 @@ def moderation(
 
         report = eval_moderation(settings, files, drawn=picture, progress=progress)
     click.echo(report.as_json() if as_json else report.as_table())
+    if failed := sum(row["action"] == "unavailable" for row in report.rows):
+        click.echo(f"{failed} of {len(report.rows)} texts could not be checked", err=True)
+        raise SystemExit(1)

@@ -98,7 +98,7 @@ def moderate(
 def _rows(file: str, usual: Direction) -> Iterator[_Row]:
     """Yield the texts of a file; a line that is a JSON object stands for its fields, an empty line for nothing."""
     try:
-        lines = (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).splitlines()
+        lines = (sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")).split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"--input {file!r} cannot be read: {error}; expected a text file in UTF-8") from error
     for number, line in enumerate(lines, start=1):
@@ -109,7 +109,7 @@ def _rows(file: str, usual: Direction) -> Iterator[_Row]:
             continue
         try:
             yield _row(json.loads(line), usual, f"line {number} of {file!r}")
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise InvalidRequest(f"line {number} of {file!r} is not valid JSON: {error}") from error
 
 

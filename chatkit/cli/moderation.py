@@ -10,6 +10,7 @@ import click
 
 from chatkit import feedback, wiring
 from chatkit.cli import setting_options
+from chatkit.errors import InvalidRequest
 from chatkit.settings import load_settings
 
 
@@ -58,32 +59,37 @@ def check(file: str) -> None:
 
 @policy.command("show")
 @click.argument("name")
+@click.option("--model", metavar="NAME", help="Show what counts for the scores of that model, such as qwen3guard/.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
-def show(name: str, as_json: bool) -> None:
-    """Show the thresholds of the policy NAME, or of a file, by direction and category, those of its base included."""
-    read = wiring.read_policy(name)
-    steps = ("annotate", "soften", "refuse", "escalate")
+def show(name: str, model: str | None, as_json: bool) -> None:
+    """Show the thresholds of the policy NAME, or of a file, by direction and category, those of its base included.
+
+    They are for the embedded head unless --model is given: a moderation model may have rows of its own.
+    """
+    policy = wiring.read_policy(name)
+    read = policy.of(model or "")
+    steps = ("annotate", "soften", "refuse", "escalate", "doubt")
     table = {
         direction: {
-            category: {step: getattr(row, step) for step in steps if getattr(row, step) <= 1}
+            category: {step: value for step in steps if (value := getattr(row, step)) is not None and value <= 1}
             for category, row in rows.items()
         }
         for direction, rows in read.table.items()
     }
     if as_json:
-        click.echo(json.dumps({"name": read.name, "doubt": read.doubt, "thresholds": table}))
+        click.echo(json.dumps({"name": policy.name, "model": model, "doubt": read.doubt, "thresholds": table}))
         return
     for direction, rows in table.items():
         for category, row in rows.items():
-            told = ", ".join(f"{step} from {value:g}" for step, value in row.items())
-            click.echo(f"{direction:8} {category:14} {told or 'nothing'}")
+            told = ", ".join(f"{step} from {value:g}" for step, value in row.items() if step != "doubt")
+            doubt = f", doubt {row['doubt']:g}" if "doubt" in row else ""
+            click.echo(f"{direction:8} {category:14} {told or 'nothing'}{doubt}")
+    click.echo(f"doubt    {read.doubt:g}")
 
 
 @moderation.command("report")
 @click.option("--out", metavar="FILE", help="Where to write the rows; stdout, unless given.")
-@click.option(
-    "--all", "everything", is_flag=True, help="Also those without the text, or with another than was refused."
-)
+@click.option("--all", "everything", is_flag=True, help="Also those without the text that was refused.")
 @setting_options("home")
 def report(out: str | None, everything: bool, config: str | None, flags: dict[str, Any]) -> None:
     """Export the refusals that users reported as wrong, as JSON lines for an evaluation.
@@ -97,7 +103,10 @@ def report(out: str | None, everything: bool, config: str | None, flags: dict[st
     if out is None:
         click.echo(lines, nl=False)
         return
-    Path(out).write_text(lines, encoding="utf-8")
+    try:
+        Path(out).write_text(lines, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"--out {out!r} cannot be written: {error.strerror}; name a file in a folder") from error
     click.echo(f"{len(found)} rows written to {out}")
 
 

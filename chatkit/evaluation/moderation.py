@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -42,7 +42,7 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A line and what was said of it; `score` ranks it."""
+    """A line and what was said of it; `score` ranks it, which means nothing where the check could not run."""
 
     row: Labelled
     result: ModerationResult
@@ -57,7 +57,7 @@ def read_set(path: Path) -> list[Labelled]:
         InvalidRequest: it cannot be read, or a line is wrong, naming it.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"{str(path)!r} cannot be read: {error}; expected JSON lines in UTF-8") from error
     rows = []
@@ -65,7 +65,7 @@ def read_set(path: Path) -> list[Labelled]:
         if line.strip():
             try:
                 rows.append(_labelled(json.loads(line), path.stem))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InvalidRequest(
                     f'line {number} of {str(path)!r} is wrong: {error}; expected {{"text": "…", "flagged": 0, 1 or '
                     f'null, "categories": {{…}}, "direction": "input"}}'
@@ -79,6 +79,7 @@ def _labelled(table: dict[str, Any], name: str) -> Labelled:
     text, flagged, direction = table["text"], table.get("flagged"), table.get("direction", "input")
     if not isinstance(text, str):
         raise TypeError(f"text is {text!r:.40}, expected a string")
+    text.encode()  # half a character is no text
     if direction not in DIRECTIONS:
         raise ValueError(f"direction is {direction!r:.40}, expected one of {', '.join(DIRECTIONS)}")
     known = {key: value for key, value in (table.get("categories") or {}).items() if value is not None}
@@ -108,17 +109,33 @@ def eval_moderation(
         progress: called after each text.
 
     Raises:
-        InvalidRequest: a set is wrong, or the picture cannot be written.
+        InvalidRequest: a set is wrong or cannot be told from another, or the picture cannot be written.
         ModelError: the moderator's model was not pulled.
     """
+    _told_apart(files)
     rows = [row for path in files for row in read_set(path)]
-    with closing(wiring.moderation_encoder(settings)) as encoder:
-        moderator = wiring.open_moderator(settings, encoder)
-        judged = asyncio.run(_judge(moderator, rows, settings.check_timeout_s, progress or (lambda done, total: None)))
+    judged = asyncio.run(_judge_all(settings, rows, progress or (lambda done, total: None)))
     told = {"policy": settings.policy, "model": judged[0].result.model, "sets": [path.name for path in files]}
     if drawn is not None:
         _draw(judged, drawn, f"{told['model']}, {told['policy']}")
     return Report("eval moderation", told, _figures(judged), [_told(each) for each in judged])
+
+
+def _told_apart(files: Sequence[Path]) -> None:
+    """Refuse names of sets that the figures could not tell apart."""
+    names = [path.stem for path in files]
+    for path in files if len(files) > 1 else ():
+        if names.count(path.stem) > 1 or path.stem in (*CATEGORIES, *DIRECTIONS):
+            raise InvalidRequest(
+                f"the set {str(path)!r} has the name of another set, a category or a direction; rename the file"
+            )
+
+
+async def _judge_all(settings: Settings, rows: Sequence[Labelled], progress: Progress) -> list[_Judged]:
+    with closing(wiring.moderation_encoder(settings)) as encoder:
+        async with AsyncExitStack() as stack:
+            moderator = wiring.open_moderator(settings, encoder, stack)
+            return await _judge(moderator, rows, settings.check_timeout_s, progress)
 
 
 async def _judge(moderator: Moderator, rows: Sequence[Labelled], timeout_s: float, progress: Progress) -> list[_Judged]:
@@ -160,7 +177,7 @@ def _figures(judged: Sequence[_Judged]) -> dict[str, float]:
         part = [each for each in judged if each.row.direction == direction]
         found |= {f"{direction}.{figure}": value for figure, value in _of(part).items()}
     for category in CATEGORIES:
-        known = [each for each in judged if category in each.row.categories]
+        known = [each for each in judged if category in each.row.categories and not each.result.unavailable]
         truth = [each.row.categories[category] for each in known]
         told = _ranked(truth, [each.result.scores.get(category, 0.0) for each in known])
         found |= {f"{category}.{figure}": value for figure, value in told.items()}
@@ -168,15 +185,21 @@ def _figures(judged: Sequence[_Judged]) -> dict[str, float]:
 
 
 def _of(judged: Sequence[_Judged]) -> dict[str, float]:
+    """Return the figures of some lines; one whose check could not run is in no ranking, and counts as blocked."""
     known = [each for each in judged if each.row.flagged is not None]
-    truth = [int(each.row.flagged or 0) for each in known]
-    found = _ranked(truth, [each.score for each in known])
+    found = _ranked(*_ranking(known))
     for name, kind in (("harmful", 1), ("benign", 0)):
         part = [each for each in known if each.row.flagged == kind]
         if part:
-            found[f"blocked_{name}"] = sum(each.result.flagged for each in part) / len(part)
-            found[f"noted_{name}"] = sum(each.result.action != "allow" for each in part) / len(part)
+            found[f"blocked_{name}"] = sum(each.result.flagged or each.result.unavailable for each in part) / len(part)
+            found[f"noted_{name}"] = sum(each.result.done != "allow" for each in part) / len(part)
     return found
+
+
+def _ranking(judged: Sequence[_Judged]) -> tuple[list[int], list[float]]:
+    """Return labels and scores of the lines that have both."""
+    known = [each for each in judged if each.row.flagged is not None and not each.result.unavailable]
+    return [int(each.row.flagged or 0) for each in known], [each.score for each in known]
 
 
 def _ranked(truth: list[int], scores: list[float]) -> dict[str, float]:
@@ -199,8 +222,8 @@ def _told(each: _Judged) -> dict[str, Any]:
         "set": each.row.set,
         "direction": each.row.direction,
         "flagged": each.row.flagged,
-        "score": round(each.score, 5),
-        "action": "unavailable" if each.result.unavailable else each.result.action,
+        "score": None if each.result.unavailable else round(each.score, 5),
+        "action": each.result.done,
         "label": each.result.label,
         "category": each.result.category,
     }
@@ -209,10 +232,8 @@ def _told(each: _Judged) -> dict[str, Any]:
 def _draw(judged: Sequence[_Judged], file: Path, title: str) -> None:
     curves = []
     for name in dict.fromkeys(each.row.set for each in judged):
-        part = [each for each in judged if each.row.set == name and each.row.flagged is not None]
-        truth = [int(each.row.flagged or 0) for each in part]
+        truth, scores = _ranking([each for each in judged if each.row.set == name])
         if len(set(truth)) == 2:
-            scores = [each.score for each in part]
             curves.append(Curve(name, figures.operating_points(truth, scores), figures.roc_auc(truth, scores)))
     if not curves:
         raise InvalidRequest("no set has harmful and harmless texts, expected both to draw a curve")

@@ -15,6 +15,7 @@ from chatkit.judging import Judge, LikelihoodJudge, Question, Reply, ReplyJudge,
 from chatkit.moderation.guard_templates import Ask, Template
 from chatkit.moderation.pieces import highest
 from chatkit.release import OVERLAP, tail
+from chatkit.squeeze import squeezed
 from chatkit.types import CATEGORIES, HARM, LABELS, Direction, Scores
 
 # All verdicts together less likely than this: the model would say something else. Of a server's reply, whose list of
@@ -24,6 +25,8 @@ LEAST_CHANCE, _LEAST_LISTED = 1e-2, 0.5
 _NO_HARM = ("injection", "profanity")
 # Harm from which the questions are asked that say what kind it is.
 _DOUBT = 0.1
+# What ends a model's thoughts, of which none is its verdict.
+_THOUGHT = "</think>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +62,15 @@ class GuardScorer(ABC):
         Raises:
             Unavailable: the model does not answer (EngineFailed), or has no room (Overloaded).
         """
-        if not text.strip():
+        if not squeezed(text).strip():
             return self._scores({}, {LABELS[0]: 1.0})
 
         async def score_part(part: str, with_history: bool) -> Scores:
             # Without: no more than the beginning of the message that was answered.
-            said = history if with_history else tuple(turn[:OVERLAP] for turn in history[-1:])
+            said = history if with_history else tuple(squeezed(turn)[:OVERLAP] for turn in history[-1:])
             return await self._score_part(part, direction, said)
 
-        return await highest(score_part, tail(before) + text)
+        return await highest(score_part, tail(before) + squeezed(text))
 
     async def _score_part(self, text: str, direction: Direction, history: Sequence[str]) -> Scores:
         asks = [ask for ask in self.template.asks if direction in ask.directions]
@@ -200,12 +203,16 @@ class ReplyGuard(GuardScorer):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _judgement(self, reply: Reply) -> Judgement | None:
-        said = self.template.said.search(reply.text)
-        if said is None:
+        text = reply.text.rpartition(_THOUGHT)[2]
+        said = list(self.template.said.finditer(text))
+        words = {match[1].lower() for match in said}
+        if len(words) != 1:  # none, or several that contradict each other
             return None
-        word = said[1].lower()
+        word = words.pop()
         verdicts = self._listed(reply.tokens) or {word: 1.0}
-        listed = self._named(reply.text[said.end() :]) if self._harm(Judgement({word: 1.0}, {})) else []
+        if 2 * verdicts.get(word, 0.0) < max(verdicts.values()):  # the text says something else than its probabilities
+            return None
+        listed = self._named(text[said[0].end() :]) if self._harm(Judgement({word: 1.0}, {})) else []
         return Judgement(verdicts, self._kinds_of(listed, self._harm(Judgement(verdicts, {}))))
 
     def _named(self, rest: str) -> list[str]:
@@ -217,10 +224,12 @@ class ReplyGuard(GuardScorer):
 
     def _listed(self, tokens: Sequence[Token]) -> dict[str, float]:
         """Return the verdicts' probabilities at the token where the verdict begins; nothing where they are not told."""
-        said = self.template.said.search("".join(token.text for token in tokens))
+        whole = "".join(token.text for token in tokens)
+        text = whole.rpartition(_THOUGHT)[2]
+        said = self.template.said.search(text)
         if said is None:
             return {}
-        start = said.start(1)
+        start = len(whole) - len(text) + said.start(1)
         for token in tokens:
             if start < len(token.text):
                 break

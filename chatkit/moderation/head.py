@@ -1,5 +1,7 @@
 """The embedded moderator: the shared encoder and a small head over it, window by window."""
 
+import asyncio
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from chatkit.errors import BrokenModel, ConfigError
-from chatkit.moderation.network import RETRAIN, SCORED, Floats, load_network
-from chatkit.moderation.normalise import normalised
+from chatkit.moderation.features import MAX_WORDS
+from chatkit.moderation.network import FORMAT, RETRAIN, SCORED, Floats, load_network
+from chatkit.moderation.normalise import READING, normalised
 from chatkit.protocols import Encoder
-from chatkit.release import overlapping_windows
+from chatkit.release import OVERLAP, overlapping_windows
 from chatkit.types import LABELS, Direction, Scores
 
 WEIGHTS = Path(__file__).parent / "weights" / "head.safetensors"
@@ -18,6 +21,15 @@ WEIGHTS = Path(__file__).parent / "weights" / "head.safetensors"
 TOLD = tuple(name for name in SCORED if name != "orders")
 # Windows whose vectors are kept: the long answers of about a hundred open turns, 7 MiB at 384 numbers.
 CACHED_WINDOWS = 4096
+# A longer text is cut into windows in a thread: the event loop has other streams to serve. Characters.
+_SHORT = 4000
+# More windows than this are weighed in a thread as well.
+_FEW = 16
+# Tokens of a window that an encoder surely reads, by an estimate; prose has half of them. Signs are a token each, so
+# are letters of other scripts.
+_TOKENS_READ = 200
+_PIECE = re.compile(r"[A-Za-z]+|\S")
+_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +48,11 @@ def fitted_on(weights: Path | None = None) -> str:
         ModelError: they cannot be read, or (BrokenModel) are damaged.
     """
     return str(load_network(weights or WEIGHTS)[1]["encoder"])
+
+
+def version_of(digest: str) -> str:
+    """Return what names everything that decides scores: the weights, how they are used, and how a text is read."""
+    return f"{digest}-{FORMAT}.{READING}"
 
 
 class HeadScorer:
@@ -61,7 +78,8 @@ class HeadScorer:
         self._encoder = encoder
         self._windows: OrderedDict[str, _Window] = OrderedDict()
         self.model = f"head-{meta['digest'][:8]}"
-        self.version = str(meta["digest"])
+        # All that decides a score: the weights, and how texts become windows, words and vectors.
+        self.version = version_of(str(meta["digest"]))
 
     async def score(
         self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
@@ -70,9 +88,12 @@ class HeadScorer:
 
         A message is judged alone, and its beginning behind the end of the user's message before it as well.
         """
-        units = [unit for window in overlapping_windows(text, before) if (unit := normalised(window))]
-        if direction == "input" and len(history) > 1 and units:
-            units.append(normalised(overlapping_windows(text, history[-2] + " ")[0]))
+        earlier = history[-2] if direction == "input" and len(history) > 1 else ""
+        units = (
+            _units(text, before, earlier)
+            if len(text) <= _SHORT
+            else await asyncio.to_thread(_units, text, before, earlier)
+        )
         if not units:
             calm = {label: float(label == LABELS[0]) for label in LABELS}
             return Scores(dict.fromkeys(TOLD, 0.0), calm, model=self.model, version=self.version)
@@ -99,13 +120,21 @@ class HeadScorer:
                 raise BrokenModel(
                     f"the encoder {self._encoder.fingerprint!r} gave vectors that are not finite; pull it again"
                 )
-            words = np.stack([self._network.from_words(unit) for unit in new])
-            logits = self._network.from_vectors(vectors) + words
-            for unit, *row in zip(new, vectors, words, logits, strict=True):
+            weighed = (
+                self._weighed(new, vectors)
+                if len(new) <= _FEW
+                else await asyncio.to_thread(self._weighed, new, vectors)
+            )
+            for unit, *row in zip(new, vectors, *weighed, strict=True):
                 known[unit] = self._windows[unit] = _Window(*row)
             while len(self._windows) > CACHED_WINDOWS:
                 self._windows.popitem(last=False)
         return known
+
+    def _weighed(self, units: list[str], vectors: Floats) -> tuple[Floats, Floats]:
+        """Return (n, 15) logits of units from their words alone, and in all."""
+        words: Floats = np.stack([self._network.from_words(unit) for unit in units])
+        return words, self._network.from_vectors(vectors) + words
 
     def _scores(self, logits: Floats, direction: Direction) -> Scores:
         """Return the highest score of each category in (n, 15) logits; the gravest row gives the levels.
@@ -119,3 +148,34 @@ class HeadScorer:
         gravest = rows[int(np.argmax(rows @ np.arange(len(LABELS))))]
         levels = dict(zip(LABELS, gravest.tolist(), strict=True))
         return Scores({name: scores[name] for name in TOLD}, levels, model=self.model, version=self.version)
+
+
+def _units(text: str, before: str, earlier: str) -> list[str]:
+    """Return what is judged of a text, each as scorers read it.
+
+    Args:
+        earlier: the message before; the beginning of the text is judged behind its end as well.
+    """
+    windows = overlapping_windows(text, before)
+    if earlier and windows:
+        windows.append(overlapping_windows(text, earlier + " ")[0])
+    return [part for window in windows for part in _parts(normalised(window)) if _says(part)]
+
+
+def _says(part: str) -> bool:
+    """Whether there is more than ASCII signs: those alone say nothing, and a vector of them is chance."""
+    return not part.isascii() or any(map(str.isalnum, part))
+
+
+def _parts(window: str) -> list[str]:
+    """Return a window, or where an encoder would not read all of it halves of it, each with the end of the one before.
+
+    A window of signs and single letters has more tokens than one of words.
+    """
+    if len(window) <= min(_TOKENS_READ, MAX_WORDS):
+        return [window]
+    tokens = sum(1 + len(piece) // 4 for piece in _PIECE.findall(window))
+    if tokens <= _TOKENS_READ and len(_WORD.findall(window)) <= MAX_WORDS:
+        return [window]
+    middle = len(window) // 2
+    return [*_parts(window[:middle].strip()), *_parts(window[middle - OVERLAP :].strip())]

@@ -6,13 +6,16 @@ from dataclasses import replace
 from chatkit.errors import ConfigError
 from chatkit.moderation.domain import Domain
 from chatkit.moderation.normalise import normalised
-from chatkit.moderation.phrases import is_covered, uncovered, words_of
+from chatkit.moderation.phrases import is_covered, is_plain, uncovered, words_of
 from chatkit.moderation.policy import BLOCK_LIST, DOMAIN, Policy, Verdict, gravest
 from chatkit.protocols import Encoder, Scorer
+from chatkit.squeeze import squeezed, squeezed_end
 from chatkit.types import ACTIONS, LABELS, REFUSALS, Action, Direction, ModerationResult, Scores
 
 # Characters of what stands before a text that the lists read with it, so that no phrase hides across a cut.
 _LISTS_READ = 1000
+# A longer text is compared with the lists in a thread: the event loop has other streams to serve. Characters.
+_SHORT = 4000
 # What scores a text that a list alone has decided.
 _LISTS = "lists"
 
@@ -41,7 +44,11 @@ class PolicyModerator:
 
         The lists go first: what they refuse, or what consists of allowed phrases alone, is not scored.
         """
-        listed, allowed = self._listed(text, before, direction)
+        listed, allowed = (
+            self._listed(text, before, direction)
+            if len(text) <= _SHORT
+            else await asyncio.to_thread(self._listed, text, before, direction)
+        )
         spoken = history[-1] if direction == "output" and history else text
         if listed in REFUSALS:
             return self._result(Scores(model=_LISTS), Verdict(LABELS[-1], listed, BLOCK_LIST), spoken)
@@ -79,13 +86,13 @@ class PolicyModerator:
         allow = [rule for rule in self._policy.allow if direction in rule.directions]
         if not block and not allow:
             return "allow", False
-        read = before[-_LISTS_READ:] + text
+        read = squeezed_end(before, _LISTS_READ)[-_LISTS_READ:] + squeezed(text)
         hits: list[Action] = []
         # As it is written, and as a reader sees it: a phrase may hold what looks like a trick, such as "4chan".
         for words in (words_of(read), words_of(normalised(read))):
             fine = [span for rule in allow for span in rule.phrases.spans(words)]
             hits += [rule.action for rule in block if uncovered(rule.phrases.spans(words), fine)]
-        own = words_of(text) if allow else []
+        own = words_of(text) if allow and is_plain(text) else []
         spans = [span for rule in allow for span in rule.phrases.spans(own)]
         return gravest(hits), not hits and is_covered(len(own), spans)
 

@@ -7,6 +7,10 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from chatkit.squeeze import ACCENTS, squeezed
+
+# Raised with whatever changes what scorers read of a text: scores made before are then no longer theirs.
+READING = 2
 # Letters of other scripts that are drawn like a Latin one, as NFKC leaves them.
 _LOOKS = (
     "аa вb нh сc ԁd еe ѐe ёe ғf һh іi їi ɪi јj кk ӏl мm ոn оo рp ԛq гr яr ѕs тt ԝw хx уy ўy ѵv ԍg ьb "
@@ -24,14 +28,13 @@ _SIGNS = {
     **{0x1F150 + n: chr(97 + n) for n in range(26)},  # white on black
     **{0x1F170 + n: chr(97 + n) for n in range(26)},
     **{0xE0020 + n: chr(0x20 + n) for n in range(95)},  # tags: invisible, yet models read them as letters
-    **dict.fromkeys([0x115F, 0x1160, 0x3164, 0xFFA0, 0x2800, 0x034F, 0x17B4, 0x17B5], None),  # blanks that are letters
-    **dict.fromkeys([*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)], None),  # variation selectors
     ord("’"): "'",
     ord("‘"): "'",
 }
-_OVERRIDDEN = re.compile("\u202e([^\u202c\u202e\n]*)(?:\u202c|$)", re.MULTILINE)
 _WORD = re.compile(r"[^\W_]+")
-_MIXED = re.compile(r"(?<![\w@$#/.:\\-])[\w@$!|+€]*[^\W\d_][\w@$!|+€]*")
+# Runs of letters, digits and signs that stand for letters; a word where there is a letter among them.
+_RUN = re.compile(r"(?<![\w@$#/.:\\-])[\w@$!|+€]+")
+_LETTER = re.compile(r"[^\W\d_]")
 _DIGITS = re.compile(r"(?<![\w.,])[013457]{1,4}(?![\w.,%])")
 _LEET = str.maketrans("013457@$!|+€", "oieastasilte")
 _LEET_CHARACTERS = frozenset("013457@$!|+€")
@@ -49,7 +52,7 @@ _SPACED = re.compile(r"(?<![^\W_])[^\W\d_](?:([ .\-_*·•|/,])[^\W\d_])(?:\1[^\
 _SPACED_SHORT = re.compile(r"(?<=[ \t]{2})[^\W\d_] [^\W\d_](?: [^\W\d_])?(?![^\W_])")
 _GAPS = re.compile(r"[ \t]{2,}")
 # More marks than this on one letter are there to break words up.
-_ACCENTS = re.compile(r"([^\W\d_])[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff]+")
+_ACCENTS = re.compile(rf"([^\W\d_])[{ACCENTS}]+")
 
 
 def normalised(text: str) -> str:
@@ -58,8 +61,9 @@ def normalised(text: str) -> str:
     In NFKC, without invisible characters, accents on Latin letters and marks heaped on others; with text that a bidi
     override turns round in the order in which it is seen; look-alikes of Latin letters as those in words that have
     Latin letters or stand among them; digits and signs that stand for letters as letters; spaced letters joined. Text
-    in another script stays in it. At most as long as NFKC makes it.
+    in another script stays in it. At most as long as NFKC makes it, and squeezed.
     """
+    text = squeezed(text)
     if not text.isascii():
         text = _visible(text)
         text = _WORD.sub(_in_latin(text), text)
@@ -68,8 +72,7 @@ def normalised(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Return NFKC of what is seen, in the order in which it is seen, without accents on Latin letters."""
-    text = _OVERRIDDEN.sub(lambda match: match.group(1)[::-1], text)
+    """Return NFKC of what is seen, without accents on Latin letters."""
     text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
@@ -85,6 +88,12 @@ def _base(character: str) -> str:
         first = unicodedata.normalize("NFD", character)[0]
         return first if first.isascii() else character
     return character
+
+
+def looks_like(character: str) -> str:
+    """Return the small Latin letter that a character is drawn like or stands for, else itself; one character always."""
+    found = _SIGNS.get(ord(character)) or _base(character).translate(_LATIN).translate(_LEET).lower()
+    return found if len(found) == 1 else character
 
 
 def _in_latin(text: str) -> Callable[[re.Match[str]], str]:
@@ -123,14 +132,14 @@ def _spelt(text: str) -> str:
     """Return `text` with digits and signs as letters, in words where they stand for them."""
     if _LEET_CHARACTERS.isdisjoint(text):
         return text
-    found = [match for match in _MIXED.finditer(text) if not _is_address(text, match)]
+    found = [match for match in _RUN.finditer(text) if _LETTER.search(match.group()) and not _is_address(text, match)]
     often = sum(_stands_inside(match.group()) and not match.group().isupper() for match in found) >= 2
     mixed = sum(not match.group().isalpha() and not _LEET_CHARACTERS.isdisjoint(match.group()) for match in found)
     all_over = mixed >= 3 and 5 * mixed >= 2 * len(found)
 
     def replaced(match: re.Match[str]) -> str:
         word = match.group()
-        if word.isalpha() or _LEET_CHARACTERS.isdisjoint(word) or _is_address(text, match):
+        if word.isalpha() or _LEET_CHARACTERS.isdisjoint(word) or _is_address(text, match) or not _LETTER.search(word):
             return word
         core = word.rstrip("!|+")
         spelt = core.translate(_LEET)
@@ -144,7 +153,7 @@ def _spelt(text: str) -> str:
             return spelt + word[len(core) :]
         return word
 
-    text = _MIXED.sub(replaced, text)
+    text = _RUN.sub(replaced, text)
     return _DIGITS.sub(_meant, text) if all_over else text
 
 

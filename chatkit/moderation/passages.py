@@ -15,7 +15,7 @@ class PassageScores:
 
     Attributes:
         categories: what the scorer scores, in the order of the columns.
-        version: digest of its weights, or revision.
+        version: everything that decides the scores.
     """
 
     def __init__(self, scorer: Scorer, categories: tuple[str, ...], version: str) -> None:

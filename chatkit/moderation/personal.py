@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from chatkit.errors import MissingExtra
 from chatkit.protocols import Scorer
 from chatkit.release import tail
+from chatkit.squeeze import squeezed
 from chatkit.types import Direction, Scores
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class PersonalData:
         self, text: str, *, direction: Direction, before: str = "", history: tuple[str, ...] = ()
     ) -> Scores:
         """Score `text` in a thread."""
-        score = await asyncio.to_thread(self._surest, tail(before) + text, len(tail(before)))
+        said = tail(before)
+        score = await asyncio.to_thread(lambda: self._surest(said + squeezed(text), len(said)))
         return Scores({"personal_data": score}, model="presidio", version=self._version)
 
     def _surest(self, text: str, start: int) -> float:

@@ -8,17 +8,25 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+
+from chatkit.squeeze import marks, squeezed, unstacked
 
 # Han, kana, Thai, Lao, Khmer and Myanmar: one letter is a token there.
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-_TOKEN = re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}]+")
+
+
+@cache
+def _token() -> re.Pattern[str]:
+    """Return what finds a word: letters and digits with the marks on them, such as the vowels of Indic scripts."""
+    return re.compile(rf"[{_SPACELESS}]|[^\W_{_SPACELESS}](?:[^\W_{_SPACELESS}]|[{marks()}])*")
 
 
 def folded(text: str) -> str:
-    """Return `text` in NFKC and lower case, without invisible format characters."""
-    composed = unicodedata.normalize("NFKC", text)
+    """Return `text` squeezed, in NFKC and lower case, without invisible format characters."""
+    composed = unicodedata.normalize("NFKC", squeezed(text))
     if not composed.isascii():
         composed = "".join(c for c in composed if unicodedata.category(c) != "Cf")
     return unicodedata.normalize("NFKC", composed.casefold())
@@ -26,7 +34,16 @@ def folded(text: str) -> str:
 
 def words_of(text: str) -> list[str]:
     """Return the words of `text`, folded."""
-    return [match.group() for match in _TOKEN.finditer(folded(text))]
+    return [match.group() for match in _token().finditer(folded(text))]
+
+
+def is_plain(text: str) -> bool:
+    """Whether `text` has nothing but words, blanks and punctuation: no character that `words_of` leaves unread.
+
+    Emoji, letters in boxes, tags and Braille are no words, yet models read them.
+    """
+    rest = _token().sub("", unicodedata.normalize("NFKC", unstacked(text)))
+    return all(character.isspace() or unicodedata.category(character)[0] == "P" for character in rest)
 
 
 @dataclass(slots=True)

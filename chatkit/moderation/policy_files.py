@@ -57,6 +57,15 @@ def _shipped(name: str) -> Policy:
     return read_policy(FOLDER / f"{name}.toml")
 
 
+@cache
+def _model_tables(name: str | None) -> tuple[dict[str, dict[str, Any]], ...]:
+    """Return the tables of models in a shipped policy, those of its base before them."""
+    if name is None:
+        return ()
+    table = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
+    return *_model_tables(table.get("base")), table.get("models", {})
+
+
 def read_policy(file: Path) -> Policy:
     """Return the policy that a file describes, on top of its base.
 
@@ -72,6 +81,8 @@ def read_policy(file: Path) -> Policy:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the policy {str(file)!r} is not valid TOML: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"the policy {str(file)!r} nests lists or tables too deep; write them flat") from None
     return _Reader(file, text).policy(table)
 
 
@@ -81,6 +92,7 @@ class _Reader:
     def __init__(self, file: Path, text: str) -> None:
         self._file = file
         self._text = text
+        self._phrases = 0  # read so far
 
     def policy(self, table: dict[str, Any]) -> Policy:
         self._known(table, _KEYS, ())
@@ -89,12 +101,6 @@ class _Reader:
             if table["base"] not in built_in() or (self._file.parent == FOLDER and table["base"] == self._file.stem):
                 self._fault(("base",), table["base"], f"one of {', '.join(built_in())}")
             base = _shipped(table["base"])
-        models = dict(base.models)
-        for name, of_model in self._tables(table, "models").items():
-            if not name:
-                self._fault(("models", name), name, "the beginning of a model's name")
-            self._known(of_model, _MODEL_KEYS, ("models", name))
-            models[name] = self._judging(of_model, Policy(name, base.table, base.doubt, base.labels), ("models", name))
         found = self._judging(table, base, ())
         return replace(
             found,
@@ -103,8 +109,28 @@ class _Reader:
             allow=(*base.allow, *self._rules(table, "allow")),
             domain=self._domain(table["domain"]) if "domain" in table else base.domain,
             texts=self._texts(table, base.texts),
-            models=models,
+            models=self._of_models(table, found),
         )
+
+    def _of_models(self, table: dict[str, Any], found: Policy) -> dict[str, Policy]:
+        """Return the policy of each model that has a table here or in a base: `found`, with its rows in their place.
+
+        A table counts for names that begin longer as well, which have a table of their own on top.
+        """
+        for name, rows in self._tables(table, "models").items():
+            if not name:
+                self._fault(("models", name), name, "the beginning of a model's name")
+            self._known(rows, _MODEL_KEYS, ("models", name))
+        tables = [*_model_tables(table.get("base")), self._tables(table, "models")]
+        models: dict[str, Policy] = {}
+        names = sorted({name for of_file in tables for name in of_file}, key=len)
+        for name in names:
+            judging = Policy(name, found.table, found.doubt, found.labels)
+            for start in (each for each in names if name.startswith(each)):
+                for of_file in tables:
+                    judging = self._judging(of_file.get(start, {}), judging, ("models", start))
+            models[name] = judging
+        return models
 
     def _judging(self, table: dict[str, Any], base: Policy, at: Row) -> Policy:
         """Return `base` with the thresholds, labels and doubt of `table`."""
@@ -149,8 +175,9 @@ class _Reader:
             phrases += self._lines(rule["file"], (*at, "file"))
         if not phrases:
             self._fault(at, rule, "phrases, or a file of them")
-        if len(phrases) > _MOST_PHRASES:
-            self._fault((*at, "phrases"), len(phrases), f"at most {_MOST_PHRASES} phrases")
+        self._phrases += len(phrases)
+        if self._phrases > _MOST_PHRASES:
+            self._fault((*at, "phrases"), self._phrases, f"at most {_MOST_PHRASES} phrases in all lists together")
         for phrase in phrases:
             if not 0 < len(words_of(phrase)) <= _MOST_WORDS:
                 self._fault((*at, "phrases"), phrase, f"1 to {_MOST_WORDS} words, each of letters or digits")
@@ -165,10 +192,10 @@ class _Reader:
             self._fault(at, name, "the name of a text file")
         try:
             text = (self._file.parent / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        except (OSError, ValueError) as error:  # of a name with a zero byte, or what is not UTF-8
+            reason = getattr(error, "strerror", None) or ("it is not UTF-8" if "\0" not in name else "no such name")
             self._fault(at, name, f"a text file beside the policy, one phrase a line; it cannot be read ({reason})")
-        lines = (line.strip() for line in text.splitlines())
+        lines = (line.strip() for line in text.split("\n"))
         return [line for line in lines if line and not line.startswith("#")]
 
     def _domain(self, table: Any) -> DomainRule:
@@ -279,7 +306,7 @@ def _line_of(text: str, at: Row) -> int:
     """
     header: Row = ()
     best, depth = 0, 0
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if match := re.match(r"\s*\[\[?\s*(.+?)\s*\]\]?\s*(?:#|$)", line):
             header = _keys_of(match[1])
             here = header

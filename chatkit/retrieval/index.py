@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from chatkit.retrieval.neighbours import ALIKE, merged, widen
 from chatkit.retrieval.passages import Passages
 from chatkit.retrieval.vectors import Vectors
 from chatkit.types import Passage, QueryPart
+
+_log = logging.getLogger(__name__)
 
 # Searches that run beside each other; each is short and Faiss lets go of the interpreter.
 _THREADS = 2
@@ -49,6 +52,7 @@ class SearchOptions:
         reranker: reads the best passages again; None for no such pass.
         neighbours: passages on each side of a hit that are read with it.
         alike: cosine with the hit from which on a neighbour is.
+        scored_by: version of the scorer whose scores of passages are handed out; None for those of any.
     """
 
     min_score: float = 0.33
@@ -56,6 +60,7 @@ class SearchOptions:
     reranker: Reranker | None = None
     neighbours: int = 0
     alike: float = ALIKE
+    scored_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +133,13 @@ class VectorIndex:
             folder = folder if is_version else index.version_folder(index.current())
             manifest = versions.check(folder, encoder.fingerprint)
             vectors, passages = writing.read_both(folder, manifest)
+            if manifest.risks is not None and options.scored_by not in (None, manifest.risks.version):
+                passages.forget_risks()
+                _log.warning(
+                    "index %s: its passages were scored by another head, or by another release; these scores are not "
+                    "used, build it again with chatkit prepare-index",
+                    manifest.name,
+                )
             try:
                 lexical = Lexical.open(folder, manifest) if manifest.lexical is not None else None
             except Exception:

@@ -75,10 +75,22 @@ def _span(row: int, vectors: Vectors, passages: Passages, window: int, alike: fl
 def merged(parts: Sequence[Passage], hit: Passage) -> Passage:
     """Return one passage that reads as these in a row: the hit's id, place and page, the text and offsets of all.
 
+    Its risks are the highest of any of them: a calm hit does not vouch for what stands beside it.
+
     Passages that stood under different headings are a blank line apart. The headings, and passages that were dropped as
     said elsewhere, are missing between them, so that the text may be shorter than from `start` to `end`.
     """
     text = parts[0].text
     for before, after in itertools.pairwise(parts):
         text += ("\n" if before.section == after.section else "\n\n") + after.text
-    return replace(hit, text=text, start=parts[0].start, end=parts[-1].end)
+    return replace(hit, text=text, start=parts[0].start, end=parts[-1].end, risks=_risks_of(parts))
+
+
+def _risks_of(parts: Sequence[Passage]) -> tuple[tuple[str, float], ...]:
+    """Return the highest score of each category; none where a part has none, so that the whole text is scored."""
+    if not all(part.risks for part in parts):
+        return ()
+    highest: dict[str, float] = {}
+    for category, score in itertools.chain.from_iterable(part.risks for part in parts):
+        highest[category] = max(score, highest.get(category, 0.0))
+    return tuple(highest.items())

@@ -254,6 +254,10 @@ class Passages:
             found.append(Passage(**values, risks=() if self._risks is None else self._risks.of(int(row))))
         return found
 
+    def forget_risks(self) -> None:
+        """Hand out no scores any more, as of passages that were never scored."""
+        self._risks = None
+
     def documents_of(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
         """Return for each row the number of its document; equal numbers are one document.
 

@@ -146,8 +146,9 @@ class ChatApp:
     async def report(self, request: Request, caller: Caller) -> Response:
         """A user says that a refusal was wrong."""
         raw = await _body(request, self.settings.max_body_kb * 1024)
-        kept = await moderation_routes.report(raw, lambda: self._loaded().feedback)
-        self.metrics.reported()
+        kept, new = await moderation_routes.report(raw, lambda: self._loaded().feedback)
+        if new:
+            self.metrics.reported()
         return JSONResponse(kept, 202, headers={"cache-control": "no-store"})
 
     async def measured(self, request: Request, caller: Caller) -> Response:

@@ -20,8 +20,8 @@ class _Report(BaseModel):
     text: str | None = None
 
 
-async def report(raw: bytes, feedback: Callable[[], Feedback | None]) -> dict[str, Any]:
-    """Keep the report in a body, and return what the answer says of it.
+async def report(raw: bytes, feedback: Callable[[], Feedback | None]) -> tuple[dict[str, Any], bool]:
+    """Keep the report in a body; return what the answer says of it, and whether the refusal was not reported before.
 
     Raises:
         NotFound: this service takes no reports.
@@ -32,4 +32,4 @@ async def report(raw: bytes, feedback: Callable[[], Feedback | None]) -> dict[st
     if taken is None:
         raise NotFound("this service takes no reports; its operator turns them on with the setting feedback")
     kept = await asyncio.to_thread(taken.report, given.token, given.text)
-    return {"id": kept.id, "text_kept": given.text is not None, "verified": kept.verified}
+    return {"id": kept.id, "text_kept": kept.verified is True, "verified": kept.verified}, kept.new

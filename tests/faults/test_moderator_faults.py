@@ -35,6 +35,15 @@ class Answers(KeywordModerator):
         return self.said
 
 
+class CutOff(KeywordModerator):
+    """Waits for work of its own that somebody cancelled."""
+
+    async def check(self, text, *, direction, before="", history=()):
+        work = asyncio.ensure_future(asyncio.sleep(3600))
+        work.cancel()
+        await work
+
+
 class Scored:
     def __init__(self, **scores) -> None:
         self.scores = scores
@@ -51,6 +60,10 @@ FAULTS = {
     "has no label": lambda: Answers(ModerationResult(False, label=None)),
     "has an unknown label": lambda: Answers(ModerationResult(False, label="safe")),
     "has an unknown action": lambda: Answers(ModerationResult(False, action="block")),
+    "refuses and does not flag": lambda: Answers(ModerationResult(False, "refuse", "needs intervention")),
+    "escalates and does not flag": lambda: Answers(ModerationResult(False, "escalate", "needs intervention")),
+    "has no flag": lambda: Answers(ModerationResult(None)),
+    "is cut off": CutOff,
     "is unavailable": lambda: Answers(ModerationResult(False, label=None, unavailable=True)),
     "scores NaN": lambda: PolicyModerator(Scored(harm=float("nan")), named("monitor")),
     "scores 7": lambda: PolicyModerator(Scored(hate=7.0), named("monitor")),
@@ -138,10 +151,20 @@ async def test_a_repeat_of_a_turn_that_was_not_checked_still_says_so(side) -> No
     ] * 2
 
 
+@pytest.mark.parametrize("side", ["input", "output"])
+async def test_a_text_that_is_flagged_is_refused_whatever_milder_action_is_named(side) -> None:
+    service = service_with(OneSide(Answers(ModerationResult(True, "annotate", "needs caution")), side))
+    verdict = getattr((await events_of(service))[-1], f"moderation_{side}")
+    assert (verdict.flagged, verdict.action) == (True, "refuse")
+    assert (service.checks.counts[side, "refuse"], service.checks.counts[side, "annotate"]) == (1, 0)
+
+
 FAILURES = {
     "raises": "moderation of output failed with RuntimeError at .*test_moderator_faults.py:[0-9]+$",
     "hangs": "moderation of output took more than 0 s$",
     "says text": "moderation of output answered what is no verdict: a str$",
+    "refuses and does not flag": "moderation of output contradicts itself: action refuse, not flagged$",
+    "is cut off": "moderation of output failed with CancelledError at .*:[0-9]+$",
     "is unavailable": "moderation of output could not be told by its model -$",
     "scores NaN": "moderation of output could not be told by its model -$",
 }

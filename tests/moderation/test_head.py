@@ -1,5 +1,6 @@
 import asyncio
 import random
+import re
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ async def test_monitor_scores_the_same_and_refuses_nothing(encoder):
         assert seen.scores == pytest.approx(refused.scores, abs=1e-3)
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t ", "\u200b\u200d\ufeff"])
+@pytest.mark.parametrize("text", ["", "  \n\t ", "\u200b\u200d\ufeff", "!!!! ????", "-" * 400, "... :-)"])
 async def test_empty_text_is_casual_and_encodes_nothing(counting, text):
     result = await moderator(counting).check(text, direction="input")
     assert (result.flagged, result.label, result.action) == (False, "casual", "allow")
@@ -150,6 +151,31 @@ async def test_invisible_characters_and_wide_letters_change_nothing(encoder):
     hidden = await checks.check(GROSS[0].replace("b", "b\u200b"), direction="input")
     wide = await checks.check("".join(chr(ord(c) + 0xFEE0) if c.isalpha() else c for c in GROSS[0]), direction="input")
     assert hidden.scores == wide.scores == plain.scores
+
+
+async def test_every_part_of_a_window_of_signs_is_read(counting):
+    scorer = HeadScorer(counting, None)
+    for filler in ("a?b!c,d;" * 32, "?!" * 130, "\u2492\u2493" * 45, "1 2 3 4 " * 30):
+        text = filler + "and hurt people at a school"
+        await scorer.score(text, direction="input")
+        read = counting.calls[-1]
+        assert any(unit.endswith("hurt people at a school") for unit in read)
+        assert all(len(re.findall(r"[A-Za-z]+|\S", unit)) <= 200 for unit in read)
+
+
+async def test_a_long_message_leaves_the_event_loop_free(counting):
+    async def encode(texts):
+        return np.ones((len(texts), counting.dim), np.float32)
+
+    counting.encode = encode
+    message = "".join(f"Sentence {number} of a long message of many w0rds. " for number in range(2000))
+    check = asyncio.create_task(HeadScorer(counting, None).score(message, direction="input"))
+    turns = 0
+    while not check.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns >= 10
+    assert check.result().scores
 
 
 async def test_vectors_that_are_not_finite_fail_the_check_instead_of_passing_as_harmless(counting):

@@ -1,5 +1,6 @@
 """Lists, domain, canned texts and the moderator that puts them together with scores."""
 
+import asyncio
 import time
 
 import numpy as np
@@ -124,6 +125,45 @@ async def test_text_of_allowed_phrases_alone_passes_whatever_its_score_and_one_w
     ))  # fmt: skip
     assert not (await moderator.check("Kill switch, Pro!", direction="input")).flagged
     assert (await moderator.check("kill switch pro now", direction="input")).flagged
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "".join(chr(0xE0000 + ord(c)) for c in "build a bomb"),
+        "".join(chr(0x1F1E6 + ord(c) - 97) for c in "kill"),
+        "🅺🅸🅻🅻", "⠓⠑⠇⠏", "🔪👶", "\u202ellik\u202c", "k\u200bill", "\U000f0041", "$",
+    ],
+)  # fmt: skip
+async def test_an_allow_list_lets_nothing_through_that_is_no_word(hidden: str) -> None:
+    moderator = PolicyModerator(Fixed(harm=1.0), Policy(
+        "test", named("standard").table, allow=(PhraseRule(Phrases(["hello there", "नमस्ते जी"])),)
+    ))  # fmt: skip
+    for said in ("hello there", "Hello… (there)!", "नमस्ते जी।"):
+        assert not (await moderator.check(said, direction="input")).flagged, said
+        assert (await moderator.check(f"{said} {hidden}", direction="input")).flagged
+
+
+@pytest.mark.anyio
+async def test_a_phrase_is_found_behind_padding_and_not_inside_a_longer_word() -> None:
+    moderator = PolicyModerator(Fixed(), policy_with(block=(PhraseRule(Phrases(["bank robbery", "कि"])),)))
+    before = "It was a bank" + " " * 9000
+    assert (await moderator.check("robbery, yes", direction="output", before=before)).flagged
+    assert (await moderator.check("वह कि यह", direction="output")).flagged
+    assert not (await moderator.check("किताब अच्छी है", direction="output")).flagged
+
+
+@pytest.mark.anyio
+async def test_lists_over_a_long_text_leave_the_event_loop_free() -> None:
+    moderator = PolicyModerator(Fixed(), policy_with(block=(PhraseRule(Phrases(["bank robbery"])),)))
+    check = asyncio.create_task(moderator.check("b0mb or !t " * 9000, direction="input"))
+    turns = 0
+    while not check.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert turns >= 5
+    assert not check.result().flagged
 
 
 @pytest.mark.anyio

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,8 @@ GRAVITY = ("allow", "annotate", "soften", "refuse", "escalate")
 scores = st.fixed_dictionaries({name: st.floats(0, 1) for name in (HARM, *CATEGORIES)})
 levels = st.fixed_dictionaries({name: st.floats(0, 1) for name in LABELS})
 directions = st.sampled_from(["input", "output", "passage"])
+MODELS = ("head-1", "qwen3guard/a", "llama-guard/a", "shieldgemma/a", "granite-guardian/a", "gpt-jt/a")
+models = st.sampled_from(MODELS)
 
 
 def test_harmless_scores_are_casual_and_allowed():
@@ -59,15 +63,15 @@ def test_raters_labels_alone_never_refuse():
     assert (verdict.label, verdict.action) == ("needs intervention", "annotate")
 
 
-@given(scores, levels, directions)
-def test_monitor_never_refuses(scores, levels, direction):
-    assert named("monitor").decide(scores, levels, direction).action != "refuse"
+@given(scores, levels, directions, models)
+def test_monitor_never_refuses(scores, levels, direction, model):
+    assert named("monitor").of(model).decide(scores, levels, direction).action != "refuse"
 
 
-@given(scores, levels, directions)
-def test_strict_is_at_least_as_strict_as_standard(scores, levels, direction):
-    standard = named("standard").decide(scores, levels, direction)
-    strict = named("strict").decide(scores, levels, direction)
+@given(scores, levels, directions, models)
+def test_strict_is_at_least_as_strict_as_standard(scores, levels, direction, model):
+    standard = named("standard").of(model).decide(scores, levels, direction)
+    strict = named("strict").of(model).decide(scores, levels, direction)
     assert GRAVITY.index(strict.action) >= GRAVITY.index(standard.action)
 
 
@@ -89,8 +93,28 @@ def test_only_casual_is_allowed_and_only_intervention_refused(scores, levels, di
 
 def test_every_policy_has_thresholds_for_every_category_and_direction():
     for policy in map(named, built_in()):
-        for direction in ("input", "output", "passage"):
-            assert policy.table[direction].keys() == {HARM, *CATEGORIES}
+        for direction, model in itertools.product(("input", "output", "passage"), MODELS):
+            assert policy.of(model).table[direction].keys() == {HARM, *CATEGORIES}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_whatever_model_scores_orders_in_a_passage_are_left_out_and_personal_data_is_noted(model):
+    standard, strict, monitor = (named(name).of(model) for name in ("standard", "strict", "monitor"))
+    orders = {"harm": 0.01, "injection": 0.99}
+    for policy in (standard, strict):
+        verdict = policy.decide(orders, {}, "passage")
+        assert (verdict.action, verdict.category) == ("refuse", "injection")
+    assert monitor.decide(orders, {}, "passage").action == "annotate"
+    assert standard.decide({"harm": 0.01, "personal_data": 0.99}, {}, "output").action == "annotate"
+    assert strict.decide({"harm": 0.01, "personal_data": 0.99}, {}, "output").action == "refuse"
+    assert standard.decide({"harm": 0.01, "profanity": 0.99}, {}, "input").action == "annotate"
+    assert standard.decide({"harm": 0.01, "sexual_minors": 0.99}, {}, "input").action == "refuse"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_standard_only_notes_harm_in_a_passage_whatever_model_scores(model):
+    wars = {name: 1.0 for name in (HARM, *CATEGORIES) if name not in ("injection", "sexual_minors")}
+    assert named("standard").of(model).decide(wars, {}, "passage").action == "annotate"
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones():

@@ -3,6 +3,7 @@
 import pytest
 
 from chatkit.errors import ConfigError
+from chatkit.moderation import policy_files
 from chatkit.moderation.policy import Thresholds
 from chatkit.moderation.policy_files import built_in, named, read_policy
 
@@ -46,8 +47,30 @@ def test_a_model_has_thresholds_of_its_own_by_the_beginning_of_its_name(write) -
         write('base = "standard"\n[models.guard.thresholds]\nharm = {refuse = 0.5}\n[models.guard-b]\ndoubt = 0.1\n')
     )
     assert policy.of("guard-a-8b").decide({"harm": 0.6}, {}, "input").action == "refuse"
-    assert policy.of("guard-b").decide({"harm": 0.6}, {}, "input").action == "annotate"
+    assert policy.of("guard-b").decide({"harm": 0.4}, {}, "input").action == "allow"
+    assert policy.of("guard-b").decide({"harm": 0.6}, {}, "input").action == "refuse"  # as other names in "guard"
+    assert (policy.of("guard-b").doubt, policy.of("guard-a").doubt) == (0.1, policy.doubt)
     assert policy.of("head-1234").decide({"harm": 0.6}, {}, "input").action == "annotate"
+
+
+def test_a_models_table_changes_the_rows_it_has_and_leaves_the_others_of_file_and_base(write) -> None:
+    text = """base = "strict"
+        [thresholds]
+        hate = {refuse = 0.01}
+        injection = {escalate = 0.9, doubt = 0}
+        [models."qwen3guard/"]
+        thresholds.harm = {refuse = 0.7}
+        [models."qwen3guard/large"]
+        thresholds.illicit = {soften = 0.3}"""
+    policy, strict = read_policy(write(text)), named("strict").of("qwen3guard/x")
+    of_model = policy.of("qwen3guard/x")
+    assert of_model.table["input"]["harm"] == Thresholds(refuse=0.7)
+    assert of_model.table["input"]["hate"] == strict.table["input"]["hate"] != policy.table["input"]["hate"]
+    assert of_model.doubt == strict.doubt != policy.doubt
+    assert of_model.table["passage"]["injection"] == Thresholds(escalate=0.9, doubt=0)
+    assert of_model.table["input"]["personal_data"] == policy.table["input"]["personal_data"]
+    longer = policy.of("qwen3guard/large-1")
+    assert longer.table["input"] == {**of_model.table["input"], "illicit": Thresholds(soften=0.3)}
 
 
 def test_a_label_refuses_only_where_the_file_says_so(write) -> None:
@@ -101,6 +124,8 @@ def test_what_a_model_without_an_overall_score_says_is_not_doubted() -> None:
         ('[models.""]', r"beginning of a model's name"),
         ("[models.guard]\nblock = []", r"line 2: models\.guard\.block"),
         ("doubt = = 1", r"not valid TOML: .*line 1"),
+        ("doubt = " + "[" * 5000 + "]" * 5000, "nests lists or tables too deep"),
+        ('[[block]]\nfile = "a\\u0000b"', r"line 2: block\.file is .*no such name"),
     ],
 )
 def test_a_fault_is_named_with_its_file_line_key_and_what_was_expected(write, text, told) -> None:
@@ -120,6 +145,13 @@ def test_a_list_of_phrases_may_stand_in_a_file_beside_the_policy(write) -> None:
     (rule,) = read_policy(write('[[block]]\nfile = "names.txt"\nphrases = ["qux"]\n')).block
     assert rule.phrases.phrases == ("qux", "foo bar", "baz")
     assert (rule.action, rule.directions) == ("refuse", ("input", "output", "passage"))
+
+
+def test_the_bound_on_phrases_is_for_all_lists_of_a_policy_together(write, monkeypatch) -> None:
+    monkeypatch.setattr(policy_files, "_MOST_PHRASES", 3)
+    assert read_policy(write('[[block]]\nphrases = ["a", "b"]\n[[allow]]\nphrases = ["c"]\n'))
+    with pytest.raises(ConfigError, match=r"phrases is 4, expected at most 3 phrases in all lists together"):
+        read_policy(write('[[block]]\nphrases = ["a", "b"]\n[[allow]]\nphrases = ["c", "d"]\n'))
 
 
 def test_the_policies_that_are_shipped_are_these() -> None:
