@@ -9,6 +9,7 @@ is under the licences of the sets: ToxicChat's is CC BY-NC 4.0.
 
 import argparse
 import gzip
+import importlib.metadata
 import json
 import random
 import re
@@ -62,6 +63,9 @@ def made(data: Path, wikipedia: Path | None) -> Iterator[tuple[str, Iterable[Lin
     if plain:
         yield "wikipedia", [_passage(text, 0) for text in plain]
         yield "wikipedia-passages", [_passage(" ".join(plain[n : n + 4]), 0) for n in range(0, len(plain), 4)]
+    prose = _readmes()
+    yield "readmes", [_passage(sentence, 0) for text in prose for sentence in _split(text)]
+    yield "readmes-passages", [_passage(text, 0) for text in prose]
 
 
 def _passage(text: str, flagged: int) -> Line:
@@ -77,6 +81,21 @@ def _attacks(folder: Path) -> list[str]:
     return found
 
 
+def _readmes(most: int = 1500) -> list[str]:
+    """Return paragraphs of the pages of the Python packages that are installed: technical prose of many hands."""
+    found = set()
+    for package in importlib.metadata.distributions():
+        page = str(package.metadata.get_payload() or package.metadata.get("Description") or "")
+        for paragraph in re.split(r"\n\s*\n", page[:12_000])[:40]:
+            if 80 <= len(paragraph.strip()) <= 1200:
+                found.add(paragraph.strip())
+    return random.Random(7).sample(sorted(found), min(most, len(found)))
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", text) if len(part.strip()) > 20]
+
+
 def _sentences(file: Path, most: int = 4000) -> list[str]:
     """Return sentences of every so many passages."""
     opened = gzip.open if file.suffix == ".gz" else open
@@ -84,7 +103,7 @@ def _sentences(file: Path, most: int = 4000) -> list[str]:
         texts = [json.loads(line)["text"] for line in lines]
     found = []
     for text in texts[:: max(1, len(texts) // 1500)]:
-        found += [part.strip() for part in re.split(r"(?<=[.!?])\s+(?=[A-Z\"])", text) if len(part.strip()) > 20]
+        found += _split(text)
     return found[:most]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 _NOT_READ = {"test", "tests", "idlelib", "lib2to3", "site-packages", "turtledemo", "__pycache__", "ensurepip"}
 # A docstring of fewer characters says little.
 _SHORTEST = 60
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _PARAGRAPH = re.compile(r"\n\s*\n")
 
 
@@ -35,6 +36,5 @@ def _docstrings(file: Path) -> Iterator[str]:
         warnings.simplefilter("ignore")  # of old escapes in the library's own strings
         tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if text := ast.get_docstring(node):
-                yield text
+        if isinstance(node, _DOCUMENTED) and (text := ast.get_docstring(node)):
+            yield text

@@ -20,7 +20,6 @@ from chatkit.types import LABELS
 # Part of every hold-out key: changing it draws other held-out rows.
 SEED = 20240607
 BENIGN: Mapping[str, float] = dict.fromkeys(SCORED, 0.0)
-NO_ORDERS: Mapping[str, float] = {"orders": 0.0}
 # Texts of these sets are themselves orders to a model, or hold some: whether a document may say them is left open.
 PROMPTS = ("ailuminate", "harmbench", "strongreject", "advbench", "catqa", "harmfulqa", "self-instruct", "mt-bench")
 # Texts in which nobody looked for injections, or whose form is that of one: a request is no injection, and an injection
@@ -301,14 +300,12 @@ def _orders(folder: Path) -> Iterator[Row]:
 
 def _manuals(_: Path) -> Iterator[Row]:
     """Yield windows of technical prose: it tells people what to do, and no model."""
-    texts = _cut("manuals", manuals.paragraphs())
-    yield from (replace(row, targets=NO_ORDERS, levels=()) for row in _sample(texts, 12000))
+    for row in _sample(_cut("manuals", manuals.paragraphs()), 12000):
+        yield replace(row, targets={"orders": 0.0}, levels=())
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Return every row to fit on or to hold out, each text once, cleaned and cut to LONGEST characters.
-
-    Copies of what a measuring set holds are left out, those with a few words changed as well.
+    """Return every row to fit on or to hold out, each text once, cleaned and cut to LONGEST; none that is measured.
 
     Raises:
         ConfigError: the folder lacks a set or holds it in another form, naming it.
