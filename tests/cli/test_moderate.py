@@ -148,15 +148,15 @@ def test_a_policy_is_checked_and_shown(tmp_path):
     said = f"{file} is good: 2 blocked phrases, 0 allowed, no domain, texts in en, de, fr, es\n"
     assert policy_command("check", str(file)).stdout == said
     shown = policy_command("show", "standard").stdout.splitlines()
-    assert "input    harm           annotate from 0.5, refuse from 0.925" in shown
+    assert "input    harm           annotate from 0.5, refuse from 0.94" in shown
     assert "passage  injection      annotate from 0.5, soften from 0.75, refuse from 0.87, doubt 0" in shown
-    assert shown[-1] == "doubt    0.67"
+    assert shown[-1] == "doubt    0.72"
     of_guard = policy_command("show", "standard", "--model", "qwen3guard/a").stdout.splitlines()
     assert "input    harm           annotate from 0.25, refuse from 0.6" in of_guard
     assert (of_guard[-1], [line for line in of_guard if line.startswith("passage  inj")]) == (
         "doubt    0.6", [line for line in shown if line.startswith("passage  inj")],
     )  # fmt: skip
     table = json.loads(policy_command("show", str(file), "--json").stdout)
-    assert table["thresholds"]["output"]["harm"] == {"annotate": 0.5, "refuse": 0.925}
+    assert table["thresholds"]["output"]["harm"] == {"annotate": 0.5, "refuse": 0.94}
     file.write_text("[thresholds]\nharm = 3\n", encoding="utf-8")
     assert "line 2: thresholds.harm is 3, expected a table" in str(policy_command("check", str(file)).exception)

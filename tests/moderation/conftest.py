@@ -6,6 +6,7 @@ import json
 import pytest
 
 from chatkit.models import sources
+from chatkit.moderation import manuals
 from chatkit.retrieval.encoder import open_encoder
 
 
@@ -52,8 +53,10 @@ REQUESTS = [
 
 
 @pytest.fixture
-def tiny_sets(tmp_path):
-    """A few mild rows of every set."""
+def tiny_sets(tmp_path, monkeypatch):
+    """A few mild rows of every set, and of technical prose."""
+    prose = [(f"module{n}", f"Write {n} bytes to the buffer and return how many were written.") for n in range(40)]
+    monkeypatch.setattr(manuals, "paragraphs", lambda: iter(prose))
     root = tmp_path / "sets"
 
     def write(name, content):
