@@ -149,7 +149,7 @@ def test_a_policy_is_checked_and_shown(tmp_path):
     assert policy_command("check", str(file)).stdout == said
     shown = policy_command("show", "standard").stdout.splitlines()
     assert "input    harm           annotate from 0.5, refuse from 0.94" in shown
-    assert "passage  injection      annotate from 0.5, soften from 0.75, refuse from 0.87, doubt 0" in shown
+    assert "passage  injection      annotate from 0.5, soften from 0.72, refuse from 0.87, doubt 0" in shown
     assert shown[-1] == "doubt    0.72"
     of_guard = policy_command("show", "standard", "--model", "qwen3guard/a").stdout.splitlines()
     assert "input    harm           annotate from 0.25, refuse from 0.6" in of_guard
