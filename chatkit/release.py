@@ -26,6 +26,7 @@ from chatkit.windows import MIN_WINDOW as MIN_WINDOW
 from chatkit.windows import OVERLAP as OVERLAP
 from chatkit.windows import WindowCutter as WindowCutter
 from chatkit.windows import overlapping_windows as overlapping_windows
+from chatkit.windows import sentence_windows as sentence_windows
 from chatkit.windows import tail as tail
 
 log = logging.getLogger(__name__)

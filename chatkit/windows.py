@@ -16,7 +16,9 @@ MIN_WINDOW = 24
 MAX_WINDOW = 240
 # A window is judged with this much of what stands before it, so that nothing hides across a cut.
 OVERLAP = 60
-# All three count a Latin letter as 1, and of other scripts each as 2: it says more, and encoders read it as a token.
+# A sentence of less says too little by itself.
+_TELLING = 40
+# All four count a Latin letter as 1, and of other scripts each as 2: it says more, and encoders read it as a token.
 # What shows nothing counts as nothing, so that a window has as many words as without it.
 _NARROW = "\u024f"
 # So many characters end a window all the same: what is held back of an answer is bounded.
@@ -180,6 +182,23 @@ def overlapping_windows(text: str, before: str = "") -> list[str]:
         if window.strip():
             units.append(_last_words(said) + window)
         said = (said + window)[-_SAID:]
+    return units
+
+
+def sentence_windows(text: str) -> list[str]:
+    """Return the windows of `text`, squeezed, each by itself.
+
+    A short one, or one that begins inside a sentence that was cut, has up to OVERLAP of what stands before it. So is
+    judged what is read whole, such as a passage: there a calm sentence must not hide the one behind it.
+    """
+    cutter = WindowCutter()
+    units = []
+    said, ended = "", True
+    for window in [*cutter.feed(squeezed(text)), cutter.flush()]:
+        if window.strip():
+            units.append(window if ended and _length(window, _TELLING) else _last_words(said) + window)
+        said = (said + window)[-_SAID:]
+        ended = any(match.end() == len(window) for match in _SENTENCE_END.finditer(window))
     return units
 
 

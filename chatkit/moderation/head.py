@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from chatkit.moderation.features import MAX_WORDS
 from chatkit.moderation.network import FORMAT, RETRAIN, SCORED, Floats, load_network
 from chatkit.moderation.normalise import READING, normalised
 from chatkit.protocols import Encoder
-from chatkit.release import OVERLAP, overlapping_windows
+from chatkit.release import OVERLAP, overlapping_windows, sentence_windows
 from chatkit.types import LABELS, Direction, Scores
 
 WEIGHTS = Path(__file__).parent / "weights" / "head.safetensors"
@@ -86,14 +87,12 @@ class HeadScorer:
     ) -> Scores:
         """Score `text`; only windows that were not seen lately are encoded, all of them in one call.
 
-        A message is judged alone, and its beginning behind the end of the user's message before it as well.
+        A message is judged alone, and its beginning behind the end of the user's message before it too; of a passage
+        each sentence by itself.
         """
         earlier = history[-2] if direction == "input" and len(history) > 1 else ""
-        units = (
-            _units(text, before, earlier)
-            if len(text) <= _SHORT
-            else await asyncio.to_thread(_units, text, before, earlier)
-        )
+        read = partial(_units, text, None if direction == "passage" else before, earlier)
+        units = read() if len(text) <= _SHORT else await asyncio.to_thread(read)
         if not units:
             calm = {label: float(label == LABELS[0]) for label in LABELS}
             return Scores(dict.fromkeys(TOLD, 0.0), calm, model=self.model, version=self.version)
@@ -150,13 +149,14 @@ class HeadScorer:
         return Scores({name: scores[name] for name in TOLD}, levels, model=self.model, version=self.version)
 
 
-def _units(text: str, before: str, earlier: str) -> list[str]:
+def _units(text: str, before: str | None, earlier: str) -> list[str]:
     """Return what is judged of a text, each as scorers read it.
 
     Args:
+        before: what stands before the text; None where each sentence is judged by itself.
         earlier: the message before; the beginning of the text is judged behind its end as well.
     """
-    windows = overlapping_windows(text, before)
+    windows = sentence_windows(text) if before is None else overlapping_windows(text, before)
     if earlier and windows:
         windows.append(overlapping_windows(text, earlier + " ")[0])
     return [part for window in windows for part in _parts(normalised(window)) if _says(part)]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from chatkit.squeeze import ACCENTS, squeezed
 
 # Raised with whatever changes what scorers read of a text: scores made before are then no longer theirs.
-READING = 2
+READING = 3
 # Letters of other scripts that are drawn like a Latin one, as NFKC leaves them.
 _LOOKS = (
     "аa вb нh сc ԁd еe ѐe ёe ғf һh іi їi ɪi јj кk ӏl мm ոn оo рp ԛq гr яr ѕs тt ԝw хx уy ўy ѵv ԍg ьb "
