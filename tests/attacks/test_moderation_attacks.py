@@ -75,7 +75,7 @@ def test_a_harmful_request_that_is_refused_when_written_plainly_is_refused_in_an
 
 def test_harmless_texts_that_look_like_attacks_are_not_refused(judged):
     found = of_kind(judged, "control")
-    assert [each["text"] for each, result in found if each["direction"] != "passage" and result.flagged] == []
+    assert [each["text"] for each, result in found if each.get("direction") != "passage" and result.flagged] == []
     assert sum(result.action in ("soften", "refuse") for _, result in found) <= 1  # a passage on a war is left out
 
 
