@@ -128,7 +128,7 @@ async def test_a_client_that_sends_its_whole_request_again_after_its_own_time_ou
                 break
             except httpx.ReadTimeout:
                 timed_out += 1
-        again = await client.post("/invocations", json=body)
+        again = await client.post("/invocations", json=body, timeout=60)
     assert timed_out >= 1
     assert (answer.status_code, answer.json()["seq"]) == (200, 1)
     assert answer.json()["outputs"] == again.json()["outputs"] == "One. Two. Three."

@@ -28,7 +28,7 @@ def test_six_writers_of_two_processes_number_one_session_without_holes_and_repea
     assert (figures["runs"], figures["runs_right"]) == (1, 1)
     assert figures["stored"] == figures["acknowledged"] == turns
     assert {name: figures[name] for name in PROMISES} == dict.fromkeys(PROMISES, 0)
-    assert figures["hand_overs"] > 3  # else one process wrote after the other
+    assert figures["hand_overs"] > 1  # else one process wrote after the other
     assert said == [f"run 1 of 1: {turns} acknowledged, {turns} stored"]
 
 
