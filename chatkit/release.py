@@ -120,7 +120,8 @@ def sound(verdict: object, direction: Direction) -> ModerationResult:
 
 def _is_verdict(verdict: ModerationResult) -> bool:
     """Whether the values are of their kinds, model and version being text, as replies, tokens and metrics take them."""
-    if not isinstance(verdict.model, str) or not isinstance(verdict.version, str):
+    named: tuple[object, ...] = (verdict.model, verdict.version)
+    if not all(isinstance(name, str) for name in named):
         return False
     known = verdict.label in LABELS and verdict.action in ACTIONS and isinstance(verdict.flagged, bool)
     return known or verdict.unavailable

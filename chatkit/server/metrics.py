@@ -86,6 +86,6 @@ class Metrics:
 
         wanted = (one.partition(";")[0].strip().lower() for one in accept.split(","))
         if next((one for one in wanted if one in (_OPEN, "text/plain")), "") == _OPEN:
-            return generate_latest(self._registry), CONTENT_TYPE_LATEST
+            return generate_latest(self._registry), CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
         encoder, media_type = choose_encoder("")
         return encoder(self._registry), media_type
