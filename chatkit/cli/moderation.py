@@ -67,6 +67,12 @@ def show(name: str, model: str | None, as_json: bool) -> None:
     They are for the embedded head unless --model is given: a moderation model may have rows of its own.
     """
     policy = wiring.read_policy(name)
+    if model and not policy.beginning(model):
+        if policy.beginning(f"{model}/"):  # a family's name, as docs and settings have it
+            model = f"{model}/"
+        else:
+            known = ", ".join(sorted(policy.models)) or "none"
+            click.echo(f"{name} has no rows for {model!r}, so the head's count; it has rows for: {known}", err=True)
     read = policy.of(model or "")
     steps = ("annotate", "soften", "refuse", "escalate", "doubt")
     table = {

@@ -156,6 +156,13 @@ def test_a_policy_is_checked_and_shown(tmp_path):
     assert (of_guard[-1], [line for line in of_guard if line.startswith("passage  inj")]) == (
         "doubt    0.6", [line for line in shown if line.startswith("passage  inj")],
     )  # fmt: skip
+    family = policy_command("show", "standard", "--model", "qwen3guard")
+    assert (family.stdout.splitlines(), family.stderr) == (of_guard, "")
+    unknown = policy_command("show", "standard", "--model", "qwen")
+    assert unknown.stdout.splitlines() == shown
+    assert unknown.stderr.startswith(
+        "standard has no rows for 'qwen', so the head's count; it has rows for: gpt-jt/, gran"
+    )
     table = json.loads(policy_command("show", str(file), "--json").stdout)
     assert table["thresholds"]["output"]["harm"] == {"annotate": 0.5, "refuse": 0.94}
     file.write_text("[thresholds]\nharm = 3\n", encoding="utf-8")
