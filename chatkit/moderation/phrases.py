@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from chatkit.squeeze import marks, squeezed, unstacked
+from chatkit.squeeze import INVISIBLE, marks, squeezed, unstacked
 
 # Han, kana, Thai, Lao, Khmer and Myanmar: one letter is a token there.
 _SPACELESS = (
@@ -40,8 +40,11 @@ def words_of(text: str) -> list[str]:
 def is_plain(text: str) -> bool:
     """Whether `text` has nothing but words, blanks and punctuation: no character that `words_of` leaves unread.
 
-    Emoji, letters in boxes, tags and Braille are no words, yet models read them.
+    Emoji, letters in boxes, tags and Braille are no words, yet models read them. Invisible characters can spell a text,
+    too, some of them as marks on a letter.
     """
+    if re.search(f"[{INVISIBLE}]", text):
+        return False
     rest = _token().sub("", unicodedata.normalize("NFKC", unstacked(text)))
     return all(character.isspace() or unicodedata.category(character)[0] == "P" for character in rest)
 
