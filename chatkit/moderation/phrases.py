@@ -63,14 +63,21 @@ class Phrases:
 
     Attributes:
         longest: words of the longest phrase.
+        clipped: phrases of which one or two letters are all that is compared, such as "c++".
     """
 
     def __init__(self, phrases: Iterable[str]) -> None:
         self._nodes = [_Node({})]
         self.phrases = tuple(phrases)
         self.longest = 0
+        clipped = []
         for phrase in self.phrases:
-            self._add(words_of(phrase))
+            words = words_of(phrase)
+            self._add(words)
+            letters = "".join(words)
+            if len(letters) <= 2 and "".join(folded(phrase).split()) != letters:
+                clipped.append(phrase)
+        self.clipped = tuple(clipped)
         self._link()
 
     def _add(self, words: Sequence[str]) -> None:

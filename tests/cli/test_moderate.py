@@ -147,6 +147,10 @@ def test_a_policy_is_checked_and_shown(tmp_path):
     file.write_text('base = "standard"\n[[block]]\nphrases = ["a", "b"]\n', encoding="utf-8")
     said = f"{file} is good: 2 blocked phrases, 0 allowed, no domain, texts in en, de, fr, es\n"
     assert policy_command("check", str(file)).stdout == said
+    file.write_text('[[block]]\nphrases = ["c++", "C#", "Go", "R 2", "rock\'n\'roll"]\n', encoding="utf-8")
+    warned = policy_command("check", str(file)).stderr.splitlines()
+    assert [line.split(" stands for its letters alone")[0] for line in warned] == ["'c++'", "'C#'"]
+    file.write_text('base = "standard"\n', encoding="utf-8")
     shown = policy_command("show", "standard").stdout.splitlines()
     assert "input    harm           annotate from 0.5, refuse from 0.94" in shown
     assert "passage  injection      annotate from 0.5, soften from 0.72, refuse from 0.87, doubt 0" in shown
