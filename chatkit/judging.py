@@ -1,10 +1,18 @@
 """What a moderator needs of a language model that judges: how likely given answers are, or a reply. No library."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from chatkit.types import Message
+
+
+def called(model: str) -> str:
+    """Return what replies, tokens and metrics name a model by: of a path the last part, for the rest is a machine's."""
+    if not model.startswith(("/", "./", "../", "~/")):
+        return model
+    return os.path.basename(os.path.abspath(os.path.expanduser(model))) or "local"
 
 
 @dataclass(frozen=True, slots=True)

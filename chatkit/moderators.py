@@ -79,6 +79,7 @@ def _here(
     settings: Settings, stack: AsyncExitStack | None, samples: "Sequence[tuple[Question, Question]]"
 ) -> "ProcessJudge":
     """Load a model in a process of its own."""
+    from chatkit.judging import called
     from chatkit.models import sources
     from chatkit.models.judge_process import JudgeOptions, ProcessJudge
 
@@ -90,7 +91,7 @@ def _here(
         threads=settings.threads,
         answer_s=settings.moderation_timeout_s,
     )
-    judge = ProcessJudge(folder, options, name=settings.moderation_model, samples=samples)
+    judge = ProcessJudge(folder, options, name=called(settings.moderation_model), samples=samples)
     if stack is not None:
         stack.push_async_callback(judge.close)
     judge.start()

@@ -104,19 +104,27 @@ def sound(verdict: object, direction: Direction) -> ModerationResult:
 
     A verdict that flags a text refuses it, whatever milder action it names.
     """
-    if isinstance(verdict, ModerationResult) and verdict.unavailable:
-        log.error("moderation of %s could not be told by its model %s", direction, verdict.model or "-")
-        return verdict
-    known = isinstance(verdict, ModerationResult) and verdict.label in LABELS and verdict.action in ACTIONS
-    if not known or not isinstance(verdict, ModerationResult) or not isinstance(verdict.flagged, bool):
+    if not isinstance(verdict, ModerationResult) or not _is_verdict(verdict):
         log.error("moderation of %s answered what is no verdict: a %s", direction, type(verdict).__name__)
         return _UNCHECKED
+    if verdict.unavailable:
+        log.error("moderation of %s could not be told by its model %s", direction, verdict.model or "-")
+        return verdict
     if verdict.flagged == (verdict.action in REFUSALS):
         return verdict
     if verdict.flagged:
         return replace(verdict, action="refuse")
     log.error("moderation of %s contradicts itself: action %s, not flagged", direction, verdict.action)
     return _UNCHECKED
+
+
+def _is_verdict(verdict: ModerationResult) -> bool:
+    """Whether the values are of their kinds, model and version being text, as replies, tokens and metrics take them."""
+    named: tuple[object, ...] = (verdict.model, verdict.version)
+    if not all(isinstance(name, str) for name in named):
+        return False
+    known = verdict.label in LABELS and verdict.action in ACTIONS and isinstance(verdict.flagged, bool)
+    return known or verdict.unavailable
 
 
 class ReleaseGate:

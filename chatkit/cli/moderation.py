@@ -52,6 +52,10 @@ def check(file: str) -> None:
     """Read the policy FILE and say whether it can be used; a fault is named with its line and key."""
     read = wiring.read_policy(file)
     blocked, allowed = (sum(len(rule.phrases.phrases) for rule in rules) for rules in (read.block, read.allow))
+    for phrase in (phrase for rules in (read.block, read.allow) for rule in rules for phrase in rule.phrases.clipped):
+        click.echo(
+            f"{phrase!r} stands for its letters alone, wherever they are a word: signs are not compared", err=True
+        )
     domain = "a domain" if read.domain else "no domain"
     languages = ", ".join(read.texts.table) or "no language"
     click.echo(f"{file} is good: {blocked} blocked phrases, {allowed} allowed, {domain}, texts in {languages}")
@@ -67,6 +71,12 @@ def show(name: str, model: str | None, as_json: bool) -> None:
     They are for the embedded head unless --model is given: a moderation model may have rows of its own.
     """
     policy = wiring.read_policy(name)
+    if model and not policy.beginning(model):
+        if policy.beginning(f"{model}/"):  # a family's name, as docs and settings have it
+            model = f"{model}/"
+        else:
+            known = ", ".join(sorted(policy.models)) or "none"
+            click.echo(f"{name} has no rows for {model!r}, so the head's count; it has rows for: {known}", err=True)
     read = policy.of(model or "")
     steps = ("annotate", "soften", "refuse", "escalate", "doubt")
     table = {

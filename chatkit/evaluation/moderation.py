@@ -115,9 +115,10 @@ def eval_moderation(
     _told_apart(files)
     rows = [row for path in files for row in read_set(path)]
     judged = asyncio.run(_judge_all(settings, rows, progress or (lambda done, total: None)))
-    told = {"policy": settings.policy, "model": judged[0].result.model, "sets": [path.name for path in files]}
+    model = next((each.result.model for each in judged if each.result.model), "")
+    told = {"policy": settings.policy, "model": model, "sets": [path.name for path in files]}
     if drawn is not None:
-        _draw(judged, drawn, f"{told['model']}, {told['policy']}")
+        _draw(judged, drawn, f"{model}, {told['policy']}")
     return Report("eval moderation", told, _figures(judged), [_told(each) for each in judged])
 
 

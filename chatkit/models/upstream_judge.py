@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from chatkit.errors import ChatkitError, EngineFailed, InvalidRequest, Overloaded, TooLarge
-from chatkit.judging import Question, Reply, Token
+from chatkit.judging import Question, Reply, Token, called
 from chatkit.models import upstream_wire as wire
 from chatkit.models.upstream_auth import Credentials
 from chatkit.models.upstream_breaker import Admission, Breaker, wait_before
@@ -35,14 +35,14 @@ class UpstreamJudge:
         proxy: on the way there, "" for none.
 
     Attributes:
-        name: the model's.
+        name: the model's, of a path its last part.
         version: "", for a server does not tell it.
     """
 
     version = ""
 
     def __init__(self, url: str, model: str, credentials: Credentials, *, seconds: float, proxy: str = "") -> None:
-        self.name = model or "guard"
+        self.name = called(model) or "guard"
         self._model = model
         self._url = url.rstrip("/") + "/"
         self._credentials = credentials
@@ -96,7 +96,8 @@ class UpstreamJudge:
     async def _tried(self, question: Question, most_tokens: int) -> Reply:
         for attempt in range(1, _TRIES + 1):
             if not self._model:
-                self._model = self.name = await self._first_listed()
+                self._model = await self._first_listed()
+                self.name = called(self._model)
             try:
                 status, text = await self._exchange("POST", "chat/completions", self._body(question, most_tokens))
             except httpx.TransportError as error:

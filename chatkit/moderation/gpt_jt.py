@@ -48,7 +48,7 @@ LEAST_CHANCE = 1e-3
 _OPENER = re.compile(
     "("
     + "|".join(r"[\W_]{0,2}".join(word) for word in ("input", "output", "possiblelabels"))
-    + r")(s?[\W_]{0,8}?(?:\([^()]{0,24}\)[\W_]{0,4}?)?)[:：﹕∶ː꞉˸։՝׃܃܄᛬⁚᠄ꓽ⦂፡ः]"
+    + r")(s?[\W_]*?(?:\([^()]{0,24}\)[\W_]{0,4}?)?)[:：﹕∶ː꞉˸։՝׃܃܄᛬⁚᠄ꓽ⦂፡ः]"
 )
 # Of the tokenizer: text has none of them.
 _MARKERS = Markers(["<|endoftext|>"], looks=r"<\|[^<>|]{1,40}\|>")

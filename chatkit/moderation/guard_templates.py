@@ -195,7 +195,7 @@ _LLAMA = Template(
         Verdict("safe", 0.0, SAFE, _spelled("safe", leads=_LLAMA_LEADS)),
         Verdict("unsafe", 1.0, UNSAFE, _spelled("unsafe", leads=_LLAMA_LEADS)),
     ),
-    said=re.compile(r"\A\s*(safe|unsafe)\b", re.IGNORECASE),
+    said=re.compile(r"\A\s*(safe|unsafe)\b(?!.*\b(?!\1\b)(?:safe|unsafe)\b)", re.IGNORECASE | re.DOTALL),
     kinds=_HAZARDS,
     kind_lead="\n",
     kind_said=re.compile(r"\A[\s:,]*((?:S\d{1,2}\b[\s,]*)+)"),
@@ -203,7 +203,11 @@ _LLAMA = Template(
 )
 _YES = Verdict("yes", 1.0, UNSAFE, ("Yes", "yes", "<score> yes", "<score>yes", "\n<score> yes"))
 _NO = Verdict("no", 0.0, SAFE, ("No", "no", "<score> no", "<score>no", "\n<score> no"))
-_YES_OR_NO = re.compile(r"\A\s*(?:<think>.*?</think>\s*)?(?:<score>\s*)?(yes|no)\b", re.IGNORECASE | re.DOTALL)
+_YES_OR_NO = re.compile(
+    r"\A\s*(?:<think>.*?</think>\s*)?(?:<score>\s*)?(yes|no)\b"
+    r"(?!.*(?:^|<score>)\W{0,20}(?!\1\b)(?:yes|no)\b)",  # a later line that says the other takes both back
+    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+)
 _SHIELD = Template(
     name="shieldgemma",
     family=re.compile(r"shield-?gemma", re.IGNORECASE),

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from chatkit.squeeze import marks, squeezed, unstacked
+from chatkit.squeeze import INVISIBLE, marks, squeezed, unstacked
 
 # Han, kana, Thai, Lao, Khmer and Myanmar: one letter is a token there.
 _SPACELESS = (
@@ -40,8 +40,11 @@ def words_of(text: str) -> list[str]:
 def is_plain(text: str) -> bool:
     """Whether `text` has nothing but words, blanks and punctuation: no character that `words_of` leaves unread.
 
-    Emoji, letters in boxes, tags and Braille are no words, yet models read them.
+    Emoji, letters in boxes, tags and Braille are no words, yet models read them. Invisible characters can spell a text,
+    too, some of them as marks on a letter.
     """
+    if re.search(f"[{INVISIBLE}]", text):
+        return False
     rest = _token().sub("", unicodedata.normalize("NFKC", unstacked(text)))
     return all(character.isspace() or unicodedata.category(character)[0] == "P" for character in rest)
 
@@ -60,14 +63,21 @@ class Phrases:
 
     Attributes:
         longest: words of the longest phrase.
+        clipped: phrases of which one or two letters are all that is compared, such as "c++".
     """
 
     def __init__(self, phrases: Iterable[str]) -> None:
         self._nodes = [_Node({})]
         self.phrases = tuple(phrases)
         self.longest = 0
+        clipped = []
         for phrase in self.phrases:
-            self._add(words_of(phrase))
+            words = words_of(phrase)
+            self._add(words)
+            letters = "".join(words)
+            if len(letters) <= 2 and "".join(folded(phrase).split()) != letters:
+                clipped.append(phrase)
+        self.clipped = tuple(clipped)
         self._link()
 
     def _add(self, words: Sequence[str]) -> None:

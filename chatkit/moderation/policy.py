@@ -94,8 +94,11 @@ class Policy:
 
     def of(self, model: str) -> "Policy":
         """Return the policy for the scores of `model`: the longest beginning of its name counts."""
-        known = [name for name in self.models if model.startswith(name)]
-        return self.models[max(known, key=len)] if known else self
+        return self.models.get(self.beginning(model), self)
+
+    def beginning(self, model: str) -> str:
+        """Return the name in `models` that counts for `model`; "" where none does."""
+        return max((name for name in self.models if model.startswith(name)), key=len, default="")
 
     def decide(self, scores: Mapping[str, float], levels: Mapping[str, float], direction: Direction) -> Verdict:
         """Return label and action.

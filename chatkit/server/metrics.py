@@ -13,6 +13,7 @@ BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 # A service has two or three names of models, its moderator's and "lists" and "index". One that makes up names all the
 # time would make as many series; what comes after so many is "other".
 MOST_MODELS = 16
+_OPEN = "application/openmetrics-text"
 
 
 class Metrics:
@@ -76,8 +77,15 @@ class Metrics:
         self._reports.inc()
 
     def written(self, accept: str) -> tuple[bytes, str]:
-        """Return all counts and their media type: the text format, or OpenMetrics where `accept` asks for it."""
-        from prometheus_client.exposition import choose_encoder
+        """Return all counts and their media type: the text format, or OpenMetrics where `accept` names that first.
 
-        encoder, media_type = choose_encoder(accept)
+        The library's own choice by `accept` compares the versions in it, and raises on what is no number.
+        """
+        from prometheus_client.exposition import choose_encoder
+        from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+        wanted = (one.partition(";")[0].strip().lower() for one in accept.split(","))
+        if next((one for one in wanted if one in (_OPEN, "text/plain")), "") == _OPEN:
+            return generate_latest(self._registry), CONTENT_TYPE_LATEST  # type: ignore[no-untyped-call]
+        encoder, media_type = choose_encoder("")
         return encoder(self._registry), media_type

@@ -147,6 +147,10 @@ def test_a_policy_is_checked_and_shown(tmp_path):
     file.write_text('base = "standard"\n[[block]]\nphrases = ["a", "b"]\n', encoding="utf-8")
     said = f"{file} is good: 2 blocked phrases, 0 allowed, no domain, texts in en, de, fr, es\n"
     assert policy_command("check", str(file)).stdout == said
+    file.write_text('[[block]]\nphrases = ["c++", "C#", "Go", "R 2", "rock\'n\'roll"]\n', encoding="utf-8")
+    warned = policy_command("check", str(file)).stderr.splitlines()
+    assert [line.split(" stands for its letters alone")[0] for line in warned] == ["'c++'", "'C#'"]
+    file.write_text('base = "standard"\n', encoding="utf-8")
     shown = policy_command("show", "standard").stdout.splitlines()
     assert "input    harm           annotate from 0.5, refuse from 0.94" in shown
     assert "passage  injection      annotate from 0.5, soften from 0.72, refuse from 0.87, doubt 0" in shown
@@ -156,6 +160,13 @@ def test_a_policy_is_checked_and_shown(tmp_path):
     assert (of_guard[-1], [line for line in of_guard if line.startswith("passage  inj")]) == (
         "doubt    0.6", [line for line in shown if line.startswith("passage  inj")],
     )  # fmt: skip
+    family = policy_command("show", "standard", "--model", "qwen3guard")
+    assert (family.stdout.splitlines(), family.stderr) == (of_guard, "")
+    unknown = policy_command("show", "standard", "--model", "qwen")
+    assert unknown.stdout.splitlines() == shown
+    assert unknown.stderr.startswith(
+        "standard has no rows for 'qwen', so the head's count; it has rows for: gpt-jt/, gran"
+    )
     table = json.loads(policy_command("show", str(file), "--json").stdout)
     assert table["thresholds"]["output"]["harm"] == {"annotate": 0.5, "refuse": 0.94}
     file.write_text("[thresholds]\nharm = 3\n", encoding="utf-8")

@@ -77,11 +77,13 @@ def test_a_check_that_could_not_run_is_in_no_ranking_and_counts_as_blocked(setti
         async def check(self, text, *, direction, before="", history=()):
             if "fails" in text:
                 raise RuntimeError
-            return ModerationResult(False, scores={"harm": 0.9 if "bad" in text else 0.1, "hate": 0.5})
+            return ModerationResult(
+                False, scores={"harm": 0.9 if "bad" in text else 0.1, "hate": 0.5}, model="partial-1"
+            )
 
     monkeypatch.setattr(wiring, "open_moderator", lambda *_: Partial())
     rows = [{"text": text, "flagged": flagged, "categories": {"hate": flagged}} for text, flagged in (
-        ("bad", 1), ("bad, fails", 1), ("good", 0), ("good, fails", 0),
+        ("bad, fails", 1), ("bad", 1), ("good", 0), ("good, fails", 0),
     )]  # fmt: skip
     file = written(tmp_path / "set.jsonl", rows)
     found = eval_moderation(settings, [file], drawn=tmp_path / "curves.svg")
@@ -89,8 +91,9 @@ def test_a_check_that_could_not_run_is_in_no_ranking_and_counts_as_blocked(setti
     assert (found.figures["blocked_harmful"], found.figures["blocked_benign"]) == (0.5, 0.5)
     assert (found.figures["noted_harmful"], found.figures["noted_benign"]) == (0.5, 0.5)
     assert [(row["score"], row["action"]) for row in found.rows] == [
-        (0.9, "allow"), (None, "unavailable"), (0.1, "allow"), (None, "unavailable"),
+        (None, "unavailable"), (0.9, "allow"), (0.1, "allow"), (None, "unavailable"),
     ]  # fmt: skip
+    assert found.settings["model"] == "partial-1"
     monkeypatch.setattr(wiring, "open_moderator", lambda *_: KeywordModerator(broken=RuntimeError()))
     asked = ["eval", "moderation", str(file), "--home", str(settings.home), "--models-dir", str(settings.models_dir)]
     done = CliRunner().invoke(group, [*asked, "--moderator", "head"])

@@ -77,6 +77,10 @@ async def test_an_answer_that_cannot_be_read_is_unavailable_never_safe(template,
     ("template", "reply"),
     [
         (QWEN, "Safety: Safe\nCategories: None\nSafety: Unsafe\nCategories: Violent"),
+        (LLAMA, "safe\nunsafe\nS1"),
+        (LLAMA, "unsafe\nS1\nsafe"),
+        (TEMPLATES["shieldgemma"], "no\nyes"),
+        (TEMPLATES["granite-guardian"], "<score> no </score>\n<score> yes </score>"),
         (LLAMA, Reply("unsafe\nS1", (Token("safe", {"safe": -0.01, "unsafe": -5.0}),))),
     ],
 )

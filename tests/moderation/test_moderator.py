@@ -143,6 +143,8 @@ async def test_an_allow_list_lets_nothing_through_that_is_no_word(hidden: str) -
     for said in ("hello there", "Hello… (there)!", "नमस्ते जी।"):
         assert not (await moderator.check(said, direction="input")).flagged, said
         assert (await moderator.check(f"{said} {hidden}", direction="input")).flagged
+    for spelled in ("\ufe00\ufe01" * 200, "\U000e0105", "\u200b"):  # selectors are marks, and a row of them says bits
+        assert (await moderator.check(f"hello there{spelled}", direction="input")).flagged, spelled
 
 
 @pytest.mark.anyio

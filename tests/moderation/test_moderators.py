@@ -10,6 +10,7 @@ import torch
 
 from chatkit import moderators
 from chatkit.errors import ConfigError, ModelError
+from chatkit.judging import called
 from chatkit.moderation import policy_files
 from chatkit.moderation.cascade import CascadeScorer
 from chatkit.moderation.gpt_jt import ModerationModel
@@ -61,11 +62,38 @@ async def test_gpt_jt_runs_here_and_a_model_that_was_not_pulled_is_named(tmp_pat
     async with AsyncExitStack() as stack:
         model = moderators.open_scorer(settings, None, stack)
         assert isinstance(model, ModerationModel)
-        assert (await model.score("Hm.", direction="input")).unavailable  # random weights say none of the labels
+        found = await model.score("Hm.", direction="input")
+        assert found.unavailable  # random weights say none of the labels
+        assert (found.model, len(found.version)) == ("gpt-jt/gpt-jt", 12)  # no path goes out with replies and metrics
     source = {"moderation_model": "hf:Qwen/Qwen3Guard-Gen-0.6B"}
     missing = Settings(**GUARD | source, models_dir=tmp_path / "none")
     with pytest.raises(ModelError, match="pull"):
         moderators.open_scorer(missing, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("/srv/models/private/GPT-JT", "GPT-JT"),
+        ("/srv/models/GPT-JT/", "GPT-JT"),
+        ("~/models/guard", "guard"),
+        ("../guard/.", "guard"),
+        ("/", "local"),
+        ("hf:Qwen/Qwen3Guard-Gen-0.6B", "hf:Qwen/Qwen3Guard-Gen-0.6B"),
+        ("Qwen/Qwen3Guard-Gen-0.6B", "Qwen/Qwen3Guard-Gen-0.6B"),
+    ],
+)
+def test_a_model_is_named_by_the_last_part_of_its_path(given, name) -> None:
+    assert called(given) == name
+
+
+async def test_a_server_is_asked_for_a_path_that_no_reply_shows() -> None:
+    async with running() as fake, AsyncExitStack() as stack:
+        fake.script = [completion("safe")]
+        path = "/srv/private/Llama-Guard-3-1B"
+        settings = Settings(moderator="guard", moderation_model=path, moderation_endpoint=fake.url)
+        found = await moderators.open_scorer(settings, None, stack).score("Hm.", direction="input")
+        assert (fake.asked[0].body["model"], found.model) == (path, "llama-guard/Llama-Guard-3-1B")
 
 
 def test_a_family_that_no_name_tells_has_to_be_set() -> None:

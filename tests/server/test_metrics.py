@@ -266,6 +266,32 @@ async def test_metrics_are_read_in_both_formats_and_while_the_service_loads(open
         assert "_created" not in answer.text + newer.text
 
 
+@pytest.mark.parametrize(
+    "accept",
+    ["text/plain;version=abc", "text/plain;version=", "text/plain;version=1..0", "*/*;version=\u00b2",
+     "application/openmetrics-text;version=x;escaping=", "application/openmetrics-text;version=" + "9" * 6000, ",;=,"],
+)  # fmt: skip
+def test_whatever_is_accepted_the_metrics_can_be_read(accept) -> None:
+    said, media_type = Metrics().written(accept)
+    assert b'chatkit_turns_total{status="stop"} 0.0' in said
+    assert said.endswith(b"# EOF\n") == media_type.startswith("application/openmetrics-text; version=1.0.0")
+    assert media_type.startswith(accept.partition(";")[0] if "text" in accept else "text/plain; version=0.0.4")
+
+
+@pytest.mark.parametrize("wrong", [{"model": ["a", "list"]}, {"model": None}, {"version": 3}])
+async def test_a_verdict_whose_model_is_no_text_is_unavailable_and_counted(open_site, wrong) -> None:
+    class Odd(KeywordModerator):
+        async def check(self, text, *, direction, before="", history=()):
+            return replace(await super().check(text, direction=direction), unavailable=direction == "passage", **wrong)
+
+    async with open_site(["One sentence."], moderator=Odd()) as site:
+        reply = (await site.ask(no_retrieval=True)).json()
+        assert (reply["finish_reason"], reply["moderation"]["input"]["unavailable"]) == ("content_filter", True)
+        found = await samples(site)
+        assert found["chatkit_moderation_checks_total", "input", "none", "unavailable"] == 1
+        assert turns(found) == {"unavailable": 1}
+
+
 def test_the_sets_of_label_values_are_bounded() -> None:
     metrics = Metrics()
     for number in range(200):
