@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from chatkit.squeeze import ACCENTS, INVISIBLE, MOST_BLANKS, goes_on_overridden, squeezed, squeezed_end
+from chatkit.squeeze import ACCENTS, BLANK_LETTERS, INVISIBLE, MOST_BLANKS, goes_on_overridden, squeezed, squeezed_end
 
 # A sentence of less waits for the next: "1." and "Dr." are no windows.
 MIN_WINDOW = 24
@@ -34,7 +34,7 @@ _NO_END = re.compile(
     r"(?:(?:^|\n)\s*\d{1,3}|(?:^|[\s(\"'])(?:[^\W\d_]|[A-Z][a-z]|Mrs|Prof|vs|cf|e\.g|i\.e|z\.B|bzw))\.$"
 )
 # Where a long sentence is cut, the better first.
-_GAPS = (re.compile(r"\s"), re.compile(r"[,;:、，；：]"))
+_GAPS = (re.compile(rf"[\s{BLANK_LETTERS}]"), re.compile(r"[,;:、，；：]"))
 _FENCE = re.compile(r"^[ \t>]*(?:```|~~~)", re.MULTILINE)
 # In a block of code a window ends with a line, once it has this much: one line says little.
 _CODE_WINDOW = 120
@@ -139,9 +139,9 @@ def _weighed(text: str) -> Iterator[int]:
     """
     total = blanks = 0
     for character in text:
-        if character != "\n" and character.isspace():
+        if (character != "\n" and character.isspace()) or character in BLANK_LETTERS:
             blanks += 1
-            total += 0 if blanks > MOST_BLANKS else 1 if character <= _NARROW else 2
+            total += 0 if blanks > MOST_BLANKS else 1 if character <= _NARROW or character in BLANK_LETTERS else 2
         elif not _NOTHING.match(character):
             blanks = 0
             total += 1 if character <= _NARROW else 2
