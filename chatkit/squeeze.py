@@ -12,8 +12,8 @@ from functools import cache
 MOST_BLANKS = 4
 # Marks on one letter; no script needs more.
 MOST_MARKS = 4
-# A character that is repeated more often than `_SAME` times is padding, and so many of it are left.
-_SAME, _LEFT = 16, 4
+# A character that is repeated more often than `MOST_SAME` times is padding, and so many of it are left.
+MOST_SAME, LEFT = 16, 4
 
 # Characters that show nothing: controls, format characters, selectors of variations.
 # Tags (U+E0020 to U+E007E) are not among them: they are invisible, but models read them as letters.
@@ -47,10 +47,10 @@ _WORDLIKE = 2.5
 _OVERRIDDEN = re.compile(f"{_OVERRIDE}([^{_POP}{_OVERRIDE}\n]*)(?:{_POP}|$)", re.MULTILINE)
 _BLANKS = re.compile(rf"[^\S\n]{{{MOST_BLANKS + 1},}}")
 _LINES = re.compile(r"\n[^\S\n]*\n(?:[^\S\n]*\n)+")
-_REPEATED = re.compile(rf"(\S)\1{{{_SAME},}}")
+_REPEATED = re.compile(rf"(\S)\1{{{MOST_SAME},}}")
 # What an ASCII text has to have to be changed.
 _ASCII_CHANGES = re.compile(
-    rf"[\x00-\x08\x0e-\x1b\x7f]|[^\S\n]{{{MOST_BLANKS + 1}}}|\n[^\S\n]*\n[^\S\n]*\n|(\S)\1{{{_SAME}}}"
+    rf"[\x00-\x08\x0e-\x1b\x7f]|[^\S\n]{{{MOST_BLANKS + 1}}}|\n[^\S\n]*\n[^\S\n]*\n|(\S)\1{{{MOST_SAME}}}"
 )
 
 
@@ -98,7 +98,7 @@ def _unpadded(text: str) -> str:
     text = _DROPPED.sub("", text)
     text = _BLANKS.sub(" " * MOST_BLANKS, text)
     text = _LINES.sub("\n\n", text)
-    return _REPEATED.sub(lambda match: match.group(1) * _LEFT, text)
+    return _REPEATED.sub(lambda match: match.group(1) * LEFT, text)
 
 
 def unstacked(text: str) -> str:
