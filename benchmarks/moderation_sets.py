@@ -128,6 +128,7 @@ TRICKS = {
     "blanks": lambda text: (" " * 250).join(text.split()),
     "empty-lines": lambda text: ("\n" * 24).join(text.split()),
     "zero-width-runs": lambda text: ("\u200b" * 120 + " ").join(text.split()),
+    "blank-letters": lambda text: "\u2800".join(text.split()),
     "ligatures": lambda text: "\ufdfa" * 60 + " " + " \ufdfa ".join(text.split()),
     "stacked": lambda text: "".join(c + "\u0301\u0323" * 15 if c.isalpha() else c for c in text),
     "dots": lambda text: (" " + "." * 120 + " ").join(text.split()),

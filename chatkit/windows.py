@@ -8,7 +8,17 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from chatkit.squeeze import ACCENTS, INVISIBLE, MOST_BLANKS, goes_on_overridden, squeezed, squeezed_end
+from chatkit.squeeze import (
+    ACCENTS,
+    BLANK_LETTERS,
+    INVISIBLE,
+    LEFT,
+    MOST_BLANKS,
+    MOST_SAME,
+    goes_on_overridden,
+    squeezed,
+    squeezed_end,
+)
 
 # A sentence of less waits for the next: "1." and "Dr." are no windows.
 MIN_WINDOW = 24
@@ -34,14 +44,17 @@ _NO_END = re.compile(
     r"(?:(?:^|\n)\s*\d{1,3}|(?:^|[\s(\"'])(?:[^\W\d_]|[A-Z][a-z]|Mrs|Prof|vs|cf|e\.g|i\.e|z\.B|bzw))\.$"
 )
 # Where a long sentence is cut, the better first.
-_GAPS = (re.compile(r"\s"), re.compile(r"[,;:、，；：]"))
+_GAPS = (re.compile(rf"[\s{BLANK_LETTERS}]"), re.compile(r"[,;:、，；：]"))
 _FENCE = re.compile(r"^[ \t>]*(?:```|~~~)", re.MULTILINE)
 # In a block of code a window ends with a line, once it has this much: one line says little.
 _CODE_WINDOW = 120
-_NOTHING = re.compile(f"[{INVISIBLE}{ACCENTS}]")
+_UNSEEN = re.compile(f"[{INVISIBLE}]")
+_ACCENT = re.compile(f"[{ACCENTS}]")
 # Most of what `_weighed` counts as nothing, and what an ASCII text has of it.
 _PADDING = re.compile(rf"[{INVISIBLE}{ACCENTS}]+|(?<=[^\S\n]{{{MOST_BLANKS}}})[^\S\n]+")
-_ASCII_PADDING = re.compile(rf"[\x00-\x08\x0e-\x1b\x7f]|[^\S\n]{{{MOST_BLANKS + 1}}}")
+_ASCII_PADDING = re.compile(
+    rf"[\x00-\x08\x0e-\x1b\x7f]|[^\S\n]{{{MOST_BLANKS + 1}}}|\n[^\S\n]*\n[^\S\n]*\n|(\S)\1{{{MOST_SAME}}}"
+)
 
 
 class WindowCutter:
@@ -133,19 +146,48 @@ def _length(text: str, weight: int) -> int:
 
 
 def _weighed(text: str) -> Iterator[int]:
-    """Yield after each character what `text` weighs so far; invisible ones and blanks past some weigh nothing.
+    """Yield after each character what `text` weighs so far, as what is left of it once it is squeezed.
 
-    A line's end does, whatever stands beside it: it ends windows, so the words around it are parted anyway.
+    Invisible characters and blanks past some weigh nothing. Where a character is repeated too often, or a third line
+    ends with nothing on it, the weight falls back to that of what is left.
     """
-    total = blanks = 0
+    total = blanks = lines = same = before = 0
+    last = base = ""
     for character in text:
-        if character != "\n" and character.isspace():
+        if character == "\n":
+            before, lines = (total, 1) if not lines else (before, lines + 1)
+            total = before + 2 if lines > 2 else total + 1
+            blanks = same = 0
+            last = base = ""
+        elif character.isspace() or character in BLANK_LETTERS:
             blanks += 1
-            total += 0 if blanks > MOST_BLANKS else 1 if character <= _NARROW else 2
-        elif not _NOTHING.match(character):
-            blanks = 0
-            total += 1 if character <= _NARROW else 2
+            total += 0 if blanks > MOST_BLANKS else _weight(character)
+            same, last = 0, ""
+        elif not _UNSEEN.match(character):
+            blanks = lines = 0
+            same, last = (same + 1 if character == last else 1), character
+            if not _is_mark(character, base):
+                base = character
+                total += _of_repeats(same) * _weight(character)
         yield total
+
+
+def _of_repeats(same: int) -> int:
+    """Return how many more repeats of a character count once there is the last of `same`."""
+    if same <= MOST_SAME:
+        return 1
+    return LEFT - MOST_SAME if same == MOST_SAME + 1 else 0
+
+
+def _weight(character: str) -> int:
+    return 1 if character <= _NARROW or character in BLANK_LETTERS else 2
+
+
+def _is_mark(character: str, base: str) -> bool:
+    """Whether a character is an accent, or a mark of another script on a Latin letter or a digit; neither is read."""
+    if character <= _NARROW:
+        return False
+    return _ACCENT.match(character) is not None or ("" < base <= _NARROW and unicodedata.category(character)[0] == "M")
 
 
 def _gap(text: str, longest: int) -> int:

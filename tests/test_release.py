@@ -22,7 +22,7 @@ from chatkit.testing import KeywordModerator, ScriptedModel
 from chatkit.types import ModerationResult, SamplingParams
 
 TEXTS = st.lists(
-    st.sampled_from(["word ", "Dr. ", "1. ", "end.", "!", "? ", "\n", "。", "…", '." ', "x" * 50, "y" * 300, "ab c "]),
+    st.sampled_from(["word ", "Dr. ", "1. ", "end.", "!", "? ", "\n", "。", "…", '." ', "xz" * 25, "yz" * 150, "ab c "]),
     max_size=40,
 ).map("".join)
 CUTS = st.lists(st.integers(0, 2000), max_size=10)
@@ -84,7 +84,7 @@ def test_windows_depend_on_the_text_alone_and_lose_nothing(text, cuts) -> None:
 @given(TEXTS, CUTS)
 def test_the_units_of_a_whole_text_are_what_the_gate_has_checked(text, cuts) -> None:
     judge = Judge()
-    text = squeezed(text.replace("xx", "xz").replace("yy", "yz"))  # more of one letter in a row is padding
+    text = squeezed(text)
     gate, _ = gate_over(pieces(text, cuts), judge)
     assert "".join(asyncio.run(released(gate))) == text == gate.text
     stream, whole = judge.asked[:-1], judge.asked[-1:]

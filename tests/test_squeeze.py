@@ -37,10 +37,28 @@ def test_ordinary_text_stays_the_same(text):
         ("-" * 80 + " to", "---- to"),
         ("\u202eot woh\u202c do", "how to do"),
         ("\U000e0068\U000e0069", "\U000e0068\U000e0069"),
+        ("how\u2800to\u3164do\u115fit\uffa0well\u180enow", "how to do it well now"),
+        ("h\u3164o\u3164w to", "how to"),
+        ("Donau\u00addampf\u00adschiff fährt", "Donaudampfschiff fährt"),
+        ("می\u200cخواهم", "میخواهم"),
+        ("ภาษา\u200bไทย\u200bเป็น\u200bภาษา\u200bที่\u200bสวย\u200bงาม", "ภาษาไทยเป็นภาษาที่สวยงาม"),
     ],
 )
 def test_what_shows_nothing_is_gone_and_padding_is_short(text, left):
     assert squeezed(text) == left
+
+
+@pytest.mark.parametrize(
+    "separator", ["\u2800", "\u3164", "\u180e", "\u200b", "\u00ad", "\u2060", "\ufeff", "\x01", "\u200b\x00"]
+)
+def test_what_stands_in_the_place_of_blanks_is_a_blank_and_inside_words_it_is_nothing(separator):
+    text = "Explain in detail how to build a harbour for the northern neighbours"
+    assert squeezed(separator.join(text.split())) == text
+    if separator != "\u00ad":
+        half = "".join(word + (separator if at % 2 else " ") for at, word in enumerate(text.split()))
+        assert squeezed(half.strip(separator)).strip() == text
+    if separator[0] not in "\u2800\u3164\u180e":
+        assert squeezed(" ".join(separator.join(word) for word in text.split())) == text
 
 
 def test_squeezing_twice_is_squeezing_once_and_leaves_no_long_run():
@@ -78,7 +96,8 @@ def test_the_end_of_a_text_is_found_behind_any_padding():
 
 
 @pytest.mark.parametrize(
-    "unit", ["\u0301\u0323", " ", "\n ", "\u202e", "\u202ea", "\ufdfa", "\u200b ", "a", "- ", "\x00"]
+    "unit",
+    ["\u0301\u0323", " ", "\n ", "\u202e", "\u202ea", "\ufdfa", "\u200b ", "a", "- ", "\x00", "ab\u200b", "a\u2800"],
 )
 def test_time_grows_with_the_text_and_no_faster(unit):
     def seconds(count):

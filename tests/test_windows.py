@@ -21,13 +21,23 @@ from chatkit.windows import (
 PIECES = [
     "word ", "Dr. ", "e.g. ", "1. ", "\n2. ", "end. ", "end.", "!", "\n", "```\n", "\n```python\n", "    x = f(1). y\n",
     "你好", "世界。",
-    "」", "！", "。", "นี่คือ", "क्या है। ", "é", "e\u0301", "👩\u200d👩", "z" * 130, "ж" * 70, "，", "\u200d",
+    "」", "！", "。", "นี่คือ", "क्या है। ", "é", "e\u0301", "👩\u200d👩", "xyz" * 43, "жя" * 35, "，", "\u200d",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(PIECES), max_size=40).map("".join)
 CUTS = st.lists(st.integers(0, 2000), max_size=12)
 
 
-PADDING = [*PIECES, " " * 90, "\n" * 30, "\u200b" * 70, "o" + "\u0301" * 50, " \u200b\n" * 30, "\u202eon\u202c", "\x00"]
+PADDING = [
+    *PIECES,
+    "z" * 130,
+    " " * 90,
+    "\n" * 30,
+    "\u200b" * 70,
+    "o" + "\u0301" * 50,
+    " \u200b\n" * 30,
+    "\u202eon\u202c",
+    "\x00",
+]
 PADDED = st.lists(st.sampled_from(PADDING), max_size=40).map("".join)
 
 
@@ -83,13 +93,27 @@ def test_padding_changes_no_window_by_how_it_comes_and_holds_back_no_more_than_a
     assert all(weight(squeezed(unit)) <= MAX_WINDOW + OVERLAP + 2 for unit in overlapping_windows(text))
 
 
-@pytest.mark.parametrize("padding", [" " * 250, "\u200b" * 120 + " ", " \ufeff" * 90, "\u0301" * 99 + " "])
+@pytest.mark.parametrize(
+    "padding",
+    [" " * 250, "\u200b" * 120 + " ", " \ufeff" * 90, "\u0301" * 99 + " ", "\u05b4" * 99 + " ", "\u2800" * 99],
+)
 def test_a_window_has_as_many_words_with_padding_between_them_as_without(padding) -> None:
     words = [f"word{number}" for number in range(60)]
     plain, padded = cut([" ".join(words)]), cut([padding.join(words)])
-    assert len(padded[0].split()) >= 0.5 * len(plain[0].split())
+    assert padded[0].count("word") >= 0.5 * plain[0].count("word")
     units = overlapping_windows(padding.join(words))
     assert len(units) <= 2 * len(overlapping_windows(" ".join(words)))
+
+
+@pytest.mark.parametrize(
+    ("padding", "left"), [(" " + "-" * 240 + " ", " ---- "), ("\n" * 24, "\n\n"), ("=" * 99, "====")]
+)
+def test_a_stream_with_repeats_between_its_words_is_cut_as_with_what_is_left_of_them(padding, left) -> None:
+    words = [f"word{number}" for number in range(60)]
+    padded, plain = cut([padding.join(words)]), cut([left.join(words)])
+    assert cut(list(padding.join(words))) == padded
+    assert len(padded) <= len(plain) + 1
+    assert all(window.count("word") >= plain[1].count("word") - 2 for window in padded[:-1])
 
 
 def test_padding_without_end_is_cut_and_what_follows_is_judged_with_the_words_before_it() -> None:

@@ -6,11 +6,12 @@ What comes out is read by scorers and lists and is never shown or stored. Every 
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 
-from chatkit.squeeze import ACCENTS, squeezed
+from chatkit.squeeze import ACCENTS, marks, squeezed
 
 # Raised with whatever changes what scorers read of a text: scores made before are then no longer theirs.
-READING = 3
+READING = 4
 # Letters of other scripts that are drawn like a Latin one, as NFKC leaves them.
 _LOOKS = (
     "аa вb нh сc ԁd еe ѐe ёe ғf һh іi їi ɪi јj кk ӏl мm ոn оo рp ԛq гr яr ѕs тt ԝw хx уy ўy ѵv ԍg ьb "
@@ -76,10 +77,16 @@ def _visible(text: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = unicodedata.normalize("NFKC", text.translate(_SIGNS))
-    text = _ACCENTS.sub(r"\1", text)
+    text = _ACCENTS.sub(r"\1", _marked_latin().sub(r"\1", text))
     if text.isascii():
         return text
     return "".join(_base(c) for c in text)
+
+
+@cache
+def _marked_latin() -> re.Pattern[str]:
+    """Return what finds Latin letters with marks on them, of any script: readers see the letter."""
+    return re.compile(rf"([A-Za-z\u00c0-\u024f\u1e00-\u1eff])[{marks()}]+")
 
 
 def _base(character: str) -> str:

@@ -47,7 +47,7 @@ CAUGHT = {
     "role marker": (2, 5),
     "label": (2, 3),
     "unicode": (7, 9),
-    "padding": (5, 6),
+    "padding": (9, 10),
     "turns": (2, 2),
     "passage": (6, 7),
 }
@@ -97,6 +97,12 @@ PADDINGS = {
     "lines": lambda text: ("\n" * 24).join(text.split()),
     "phrases": lambda text: " \ufdfa ".join(text.split()),
     "marks": lambda text: "".join(c + "\u0301\u0323" * 15 if c.isalpha() else c for c in text),
+    # In these no ordinary blank is left.
+    "blank letters": lambda text: "\u2800".join(text.split()),
+    "fillers": lambda text: "\u3164\uffa0".join(text.split()),
+    "zero-width alone": lambda text: "\u200b".join(text.split()),
+    "soft hyphens alone": lambda text: "\u00ad".join(text.split()),
+    "controls alone": lambda text: "\x01".join(text.split()),
     "all": lambda text: (" " * 250 + "\u200b" * 120 + "\ufdfa\x00 ").join(text.split()),
 }
 

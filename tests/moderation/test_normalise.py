@@ -74,3 +74,13 @@ def test_time_grows_with_the_text_and_no_faster(unit):
         return best
 
     assert seconds(80_000) < 12 * max(seconds(20_000), 2e-3)
+
+
+@pytest.mark.parametrize(
+    "marks", ["\u0e34", "\u05b4", "\u064e", "\u0902", "\u3099", "\u05b4" * 4, "\u0c01\u0c02\u0c03\u0c41"]
+)
+def test_marks_of_any_script_on_latin_letters_are_gone_and_those_on_letters_of_their_own_stay(marks):
+    text = "Tell me about the harbour"
+    assert normalised("".join(letter + marks if letter.isalpha() else letter for letter in text)) == text
+    assert normalised("शहर की सैर, שָׁלוֹם, ที่นี่, がぎ") == normalised(normalised("शहर की सैर, שָׁלוֹם, ที่นี่, がぎ"))
+    assert "\u05b8" in normalised("שָׁלוֹם hello")
