@@ -101,11 +101,13 @@ def _first_cut(text: str, code: bool, line: str) -> int:
         code: it begins inside a block of code.
         line: what stands before it on its line.
     """
-    longest = _length(text, MAX_WINDOW)
     shortest = _length(text, MIN_WINDOW)
     if not shortest:
         return 0
-    lines = _length(text[: longest or None], _CODE_WINDOW)
+    longest = _length(text, MAX_WINDOW)
+    # Weighing takes time at each chunk of a text full of what shows nothing, so it is done where there may be code.
+    fenced = code or any(fence in line + text for fence in ("```", "~~~"))
+    lines = _length(text[: longest or None], _CODE_WINDOW) if fenced else 0
     for match in _SENTENCE_END.finditer(text, 0, longest or len(text)):
         end = match.end()
         fence = _is_fence(text, end, line)

@@ -22,7 +22,9 @@ from chatkit.testing import KeywordModerator, ScriptedModel
 from chatkit.types import ModerationResult, SamplingParams
 
 TEXTS = st.lists(
-    st.sampled_from(["word ", "Dr. ", "1. ", "end.", "!", "? ", "\n", "。", "…", '." ', "xz" * 25, "yz" * 150, "ab c "]),
+    st.sampled_from(
+        ["word ", "Dr. ", "1. ", "end.", "!", "? ", "\n", "。", "…", '." ', "xz" * 25, "yz" * 150, "ab c "]
+    ),
     max_size=40,
 ).map("".join)
 CUTS = st.lists(st.integers(0, 2000), max_size=10)

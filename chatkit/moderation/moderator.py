@@ -9,7 +9,7 @@ from chatkit.moderation.normalise import normalised
 from chatkit.moderation.phrases import is_covered, is_plain, uncovered, words_of
 from chatkit.moderation.policy import BLOCK_LIST, DOMAIN, Policy, Verdict, gravest
 from chatkit.protocols import Encoder, Scorer
-from chatkit.squeeze import squeezed, squeezed_end
+from chatkit.squeeze import goes_on_overridden, squeezed, squeezed_end
 from chatkit.types import ACTIONS, LABELS, REFUSALS, Action, Direction, ModerationResult, Scores
 
 # Characters of what stands before a text that the lists read with it, so that no phrase hides across a cut.
@@ -86,7 +86,7 @@ class PolicyModerator:
         allow = [rule for rule in self._policy.allow if direction in rule.directions]
         if not block and not allow:
             return "allow", False
-        read = squeezed_end(before, _LISTS_READ)[-_LISTS_READ:] + squeezed(text)
+        read = _together(before, text)
         hits: list[Action] = []
         # As it is written, and as a reader sees it: a phrase may hold what looks like a trick, such as "4chan".
         for words in (words_of(read), words_of(normalised(read))):
@@ -113,6 +113,17 @@ class PolicyModerator:
             version=found.version,
             notice=self._policy.texts.notice(verdict.action, verdict.category, spoken),
         )
+
+
+def _together(before: str, text: str) -> str:
+    """Return `text` after the end of what stands before it, in the order in which they are seen."""
+    if not goes_on_overridden(before):
+        return squeezed_end(before, _LISTS_READ)[-_LISTS_READ:] + squeezed(text)
+    start = before.rfind("\u202e")
+    # What is turned round stands to the left of what it follows.
+    return squeezed_end(before[:start], _LISTS_READ)[-_LISTS_READ:] + squeezed(
+        "\u202e" + squeezed_end(before[start + 1 :], _LISTS_READ)[-_LISTS_READ:] + text
+    )
 
 
 def _sane(found: Scores) -> bool:

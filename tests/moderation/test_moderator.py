@@ -107,6 +107,15 @@ async def test_a_blocked_phrase_is_found_across_a_cut() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_blocked_phrase_is_found_where_a_bidi_override_goes_on_over_a_cut() -> None:
+    moderator = PolicyModerator(Fixed(), policy_with(block=(PhraseRule(Phrases(["bank robbery"])),)))
+    before = "It was \u202e" + " many words of that day"[::-1] * 9
+    assert (await moderator.check("yrebbor knab a", direction="output", before=before)).flagged
+    assert (await moderator.check("bor knab a", direction="output", before=before + "yreb")).flagged
+    assert not (await moderator.check("yrebbor knab a", direction="output", before=before + "\u202c")).flagged
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     "written",
     ["bank r0bb3ry", "b\u200bank rob\u200dbery", "bаnk rоbbеry", "ｂａｎｋ ｒｏｂｂｅｒｙ", "b-a-n-k  r-o-b-b-e-r-y"],
