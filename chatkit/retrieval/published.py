@@ -123,11 +123,6 @@ def write_lock(index: Path, source: str, lock: Locked) -> None:
     fresh.replace(index / LOCK)
 
 
-def is_published(folder: Path) -> bool:
-    """Whether a version folder is a copy of a published index."""
-    return (folder / FILE).is_file()
-
-
 def read_published(folder: Path) -> Published | None:
     """Return the receipt of a version folder, None where it is another kind of index.
 
