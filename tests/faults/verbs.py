@@ -9,8 +9,8 @@ from chatkit.types import Owner, Usage
 
 OWNER = Owner()
 DONE = Outcome("complete", "stop", "Hi.", usage=Usage(3, 2))
-# What a call may take in all; the store's own time-out ends it there, the second is for a busy machine.
-BUDGET_S = 2 * dynamodb._BUDGET_S  # that of a call; seven at once on a busy machine end later
+# What calls may take in all; the store's own time-out ends each there, seven at once on a busy machine end later.
+BUDGET_S = 2 * dynamodb._BUDGET_S
 # What each verb sends when nothing goes wrong.
 SENT = {
     "open": ["TransactWriteItems"],
